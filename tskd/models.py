@@ -1,0 +1,288 @@
+"""Checkpoints and the adapters they speak with, loaded on first use.
+
+``Weights`` are one checkpoint in memory with room for one LoRA adapter. A ``LanguageModel`` is those weights and the
+adapter that speaks, or none: base and teacher, or the target before and after, are two faces of one set of weights.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from tskd.errors import ModelError
+from tskd.templates import Template, template_for
+
+log = logging.getLogger(__name__)
+
+ZOO = "zoo://"  # checkpoints shipped with the package
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a pre-trained model is, and how to load it. ``path`` is a hub id, a folder, or ``zoo://`` and a name."""
+
+    name: str
+    path: str
+    revision: str | None = None
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    template: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ModelError(f"Model {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(_DTYPES)}.")
+
+
+class Weights:
+    """One checkpoint, loaded on first use; at most one adapter is attached at a time, in the slot ``default``."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._attached: str | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        """The local folder of the checkpoint. Raises ``ModelError`` where there is none."""
+        return _local_folder(self.checkpoint.path, self.checkpoint.revision, f"model {self.checkpoint.name!r}")
+
+    @cached_property
+    def config(self) -> Any:
+        try:
+            return AutoConfig.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {_line(error)}") from error
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        try:
+            return AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"Tokenizer of {self.checkpoint.name!r} at {self.folder}: {_line(error)}") from error
+
+    @cached_property
+    def template(self) -> Template:
+        return template_for(self.tokenizer, self.checkpoint.template)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model in evaluation mode, frozen; a ``PeftModel`` once an adapter has been attached."""
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder,
+                dtype=_DTYPES[self.checkpoint.dtype],
+                attn_implementation=self.checkpoint.attention,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {_line(error)}") from error
+        _make_head_input_contiguous(model)
+        return model.eval().requires_grad_(False)
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that fit the model's positions, where it says so."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @contextmanager
+    def speaking(self, adapter: str | None) -> Iterator[Any]:
+        """The model with ``adapter`` active, or with none: then it is the pre-trained model to the bit."""
+        if adapter is None:
+            if isinstance(self.model, PeftModel):
+                with self.model.disable_adapter():
+                    yield self.model
+            else:
+                yield self.model
+            return
+        if self._attached != adapter:
+            self._attach(adapter)
+        yield self.model
+
+    def fresh_adapter(self, config: LoraConfig, seed: int) -> PeftModel:
+        """The model with a new adapter in the slot, initialised from ``seed`` alone and ready to be trained."""
+        self._detach()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                self.model = get_peft_model(self.model, config)
+            except ValueError as error:
+                raise ModelError(f"LoRA cannot be put on {self.checkpoint.name!r}: {_line(error)}") from error
+        self._attached = "(in training)"
+        return self.model
+
+    def adopt(self, adapter: str) -> None:
+        """Declare that the adapter in the slot has been saved as ``adapter``: it need not be loaded again."""
+        self._attached = adapter
+
+    def check_adapter(self, adapter: str, same_base: bool = True) -> None:
+        """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""
+        folder = adapter_folder(adapter)
+        config = PeftConfig.from_pretrained(str(folder))
+        made_for = config.base_model_name_or_path or "(unknown)"
+        known_as = {self.checkpoint.name, _last(self.checkpoint.path), _last(getattr(self.config, "_name_or_path", ""))}
+        if same_base and _last(made_for) not in {name.casefold() for name in map(_last, known_as)}:
+            raise ModelError(
+                f"Adapter {adapter} was made for {made_for}, not for {self.checkpoint.name!r} "
+                f"({self.checkpoint.path}). Choose the right `base`, or set `teacher.same_base=false` if they are one."
+            )
+        with torch.device("meta"):
+            bare = AutoModelForCausalLM.from_config(self.config)
+            try:
+                expected = get_peft_model_state_dict(get_peft_model(bare, config))
+            except ValueError as error:
+                raise ModelError(f"Adapter {adapter} does not fit {self.checkpoint.name!r}: {_line(error)}") from error
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        wanted = {key: tuple(value.shape) for key, value in expected.items()}
+        if found != wanted:
+            raise ModelError(
+                f"Adapter {adapter}, made for {made_for}, does not fit {self.checkpoint.name!r} "
+                f"({self.checkpoint.path}): {_first_difference(found, wanted)}."
+            )
+
+    def release(self) -> None:
+        """Forget the loaded model, so that its memory can be used again; it is loaded anew when next needed."""
+        self.__dict__.pop("model", None)
+        self._attached = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _attach(self, adapter: str) -> None:
+        self._detach()
+        folder = str(adapter_folder(adapter))
+        self.model = PeftModel.from_pretrained(self.model, folder).eval()
+        self._attached = adapter
+
+    def _detach(self) -> None:
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.unload()
+        self._attached = None
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """One of base, teacher, target and tuned target: weights, and the adapter that speaks."""
+
+    weights: Weights
+    adapter: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.weights.checkpoint.name
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.weights.tokenizer
+
+    @property
+    def template(self) -> Template:
+        return self.weights.template
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """All tokens that end what this model writes."""
+        named = getattr(self.weights.model.generation_config, "eos_token_id", None)
+        named = named if isinstance(named, list) else [named]
+        ends = {self.template.end_token(), self.tokenizer.eos_token_id, *named}
+        return frozenset(token for token in ends if token is not None)
+
+    @property
+    def start_token(self) -> int:
+        """The token before free text: the tokenizer's start token, or its end token where it has none."""
+        bos = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if bos is None else bos)
+
+    @property
+    def pad_token(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def speaking(self) -> AbstractContextManager[Any]:
+        return self.weights.speaking(self.adapter)
+
+
+def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the decoder hands to the vocabulary head: ids and mask (B, T) give (B, T, H)."""
+    decoder = _causal_lm(model).base_model
+    output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+def vocabulary_head(model: Any, hidden: Tensor) -> Tensor:
+    """Logits for hidden states (N, H), as the model's own forward pass computes them: (N, V)."""
+    causal_lm = _causal_lm(model)
+    logits = causal_lm.get_output_embeddings()(hidden)
+    softcap = getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def adapter_folder(adapter: str) -> Path:
+    """The local folder of an adapter given by folder, hub id or zoo name, checked to hold one."""
+    folder = _local_folder(adapter, None, "adapter")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise ModelError(f"Adapter folder {folder} has no {file}; give the folder of a PEFT LoRA adapter.")
+    return folder
+
+
+def adapter_rank(adapter: str) -> int:
+    return int(json.loads((adapter_folder(adapter) / "adapter_config.json").read_text())["r"])
+
+
+def _causal_lm(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _make_head_input_contiguous(model: nn.Module) -> None:
+    # On a CPU, F.linear on a non-contiguous 3-D input with a frozen weight copies the weight once per batch row:
+    # at a vocabulary of 262k, a generation step of 32 rows takes 150 times longer and 10 GB more.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))  # type: ignore[operator]
+
+
+def _local_folder(path: str, revision: str | None, what: str) -> Path:
+    if path.startswith(ZOO):
+        folder = Path(__file__).parent / "zoo" / path.removeprefix(ZOO)
+    else:
+        folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1:
+        raise ModelError(f"There is no folder {folder} for {what}; give a folder, or a hub id like `owner/name`.")
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+    except GatedRepoError as error:
+        raise ModelError(f"{what} {path} is gated: accept its licence on the hub, then `hf auth login`.") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(f"{what} {path} is neither a folder here nor to be had from the hub: {_line(error)}") from error
+
+
+def _first_difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
+    for key in sorted(found.keys() | wanted.keys()):
+        if key not in found:
+            missing = len(wanted.keys() - found.keys())
+            return f"it has nothing for {missing} of the model's {len(wanted)} LoRA matrices, {key} first"
+        if key not in wanted:
+            return f"the model has no place for its {key}"
+        if found[key] != wanted[key]:
+            return f"{key} has shape {list(found[key])}, the model needs {list(wanted[key])}"
+    return "they are the same"
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1].casefold()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,106 @@
+"""From token sequences to batches: sorted by length, bounded in tokens, padded on the side that the work needs."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tskd.errors import ModelError
+from tskd.models import LanguageModel
+from tskd.records import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Token ids, of which those from ``first_target`` on are to be predicted."""
+
+    ids: tuple[int, ...]
+    first_target: int
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.ids) - self.first_target
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBatch:
+    """Padded sequences and where their targets are.
+
+    ``input_ids`` and ``attention_mask`` are (B, T), padded on the right. The N targets of all rows lie one after
+    another: ``rows`` and ``columns`` (N,) say where the hidden state that predicts each is, ``labels`` (N,) which it is.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    columns: Tensor
+    labels: Tensor
+
+    def to(self, device: torch.device) -> "PaddedBatch":
+        return PaddedBatch(*(getattr(self, name).to(device) for name in self.__slots__))
+
+
+def encode_prefix(model: LanguageModel, prefix: str) -> tuple[int, ...]:
+    ids = model.tokenizer(prefix, add_special_tokens=model.template.adds_special_tokens).input_ids
+    return tuple(ids) or (model.start_token,)
+
+
+def encode_response(model: LanguageModel, prompt: Prompt, text: str, finished: bool) -> TokenSequence:
+    """Prompt, response and, where the response is finished, the end token. The response's tokens are the targets."""
+    prefix = encode_prefix(model, model.template.prefix(prompt))
+    response = model.tokenizer(model.template.continuation(text), add_special_tokens=False).input_ids
+    end = [model.template.end_token()] if finished or not response else []  # an empty text still has its end
+    return TokenSequence((*prefix, *response, *end), first_target=len(prefix))
+
+
+def check_context(model: LanguageModel, length: int, what: str) -> None:
+    """Raise ``ModelError`` where ``length`` tokens do not fit the model's positions."""
+    limit = model.weights.max_length
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"{what} needs {length} tokens, and {model.name} has room for {limit}; "
+            f"shorten the prompts, or lower the number of exemplars or of new tokens."
+        )
+
+
+def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first; rows times longest row stays within ``max_tokens``.
+
+    A row longer than that is a batch of its own. The longest come first, so that memory is exhausted at once or never.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if room == 0:
+            batches.append([])
+            room = max(1, max_tokens // max(1, lengths[index]))
+        batches[-1].append(index)
+        room -= 1
+    return batches
+
+
+def shuffled(count: int, batch_size: int, key: str) -> list[list[int]]:
+    """Indices in batches of ``batch_size``, in an order that follows from ``key`` alone."""
+    order = list(range(count))
+    random.Random(key).shuffle(order)
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def pad_right(sequences: Sequence[TokenSequence], pad: int) -> PaddedBatch:
+    width = max(len(sequence.ids) for sequence in sequences)
+    # Rows are masked by position: in many tokenizers the pad token is the end token, which must be learnt.
+    ids = torch.tensor([[*sequence.ids, *[pad] * (width - len(sequence.ids))] for sequence in sequences])
+    mask = torch.tensor([[1] * len(sequence.ids) + [0] * (width - len(sequence.ids)) for sequence in sequences])
+    targets = [(row, at) for row, s in enumerate(sequences) for at in range(s.first_target, len(s.ids))]
+    rows, columns = torch.tensor(targets).reshape(-1, 2).unbind(1)
+    return PaddedBatch(ids, mask, rows, columns - 1, ids[rows, columns])
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (B, T), padded on the left, so that all rows go on at the same column."""
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*[pad] * (width - len(row)), *row] for row in sequences])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences])
+    return ids, mask

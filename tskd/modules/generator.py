@@ -1,0 +1,158 @@
+"""Text from a language model: batches by length, a key-value cache, and randomness that belongs to the request.
+
+Each request brings a key, from which its own stream of random numbers follows. What is sampled therefore depends on
+neither the batch that a request lands in nor on what was generated before it, so batching and resuming change nothing.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+from transformers import DynamicCache
+
+from tskd.errors import ConfigError
+from tskd.models import LanguageModel
+from tskd.modules.batches import by_length, check_context, pad_left
+from tskd.modules.trainer import LightningTrainer, Resident
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. ``temperature`` 0 is greedy; ``top_p`` keeps the smallest set of tokens of that mass."""
+
+    max_new_tokens: PositiveInt = 128
+    temperature: NonNegativeFloat = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The token ids that a model reads, and the key of what it then samples."""
+
+    ids: tuple[int, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """New text without special tokens and surrounding space. ``finished``: it ended by itself, not at the limit."""
+
+    text: str
+    finished: bool
+    tokens: int
+
+
+class Generator(Resident):
+    """Continues every row of a batch until its end token, the text ``stop``, or the length limit."""
+
+    def __init__(self, model: LanguageModel, sampling: Sampling, stop: str | None, label: str) -> None:
+        super().__init__()
+        self.language_model = model
+        self.network = model.weights.model
+        self.sampling = sampling
+        self.stop = stop
+        self.label = label
+
+    def predict_step(self, batch: tuple[list[int], list[str], Tensor, Tensor]) -> list[int]:
+        indices, keys, ids, mask = batch
+        with self.language_model.speaking() as network:
+            self.results.update(zip(indices, self._continue(network, keys, ids, mask), strict=True))
+        return indices
+
+    def _continue(self, network: Any, keys: list[str], ids: Tensor, mask: Tensor) -> list[Generation]:
+        """ids and mask (B, T), padded on the left. Finished rows leave the batch once they are half of it."""
+        ends = torch.tensor(sorted(self.language_model.end_tokens), device=ids.device)
+        streams = [random.Random(key) for key in keys]
+        written: list[list[int]] = [[] for _ in keys]
+        finished = [False] * len(keys)
+        cache = DynamicCache(config=network.config.get_text_config())
+        active = list(range(len(keys)))  # the rows of the batch that are still in the cache
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+        for _ in range(self.sampling.max_new_tokens):
+            logits = network(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1].float()  # (rows, V)
+            uniform = torch.tensor([streams[row].random() for row in active], device=ids.device)
+            chosen = choose(logits, uniform, self.sampling)
+            is_end = torch.isin(chosen, ends).tolist()
+            for row, token, ended in zip(active, chosen.tolist(), is_end, strict=True):
+                if not finished[row]:
+                    written[row].append(token)
+                    finished[row] = ended or self._has_stopped(written[row])
+            going = [place for place, row in enumerate(active) if not finished[row]]
+            if not going:
+                break
+            if len(going) <= len(active) // 2:
+                places = torch.tensor(going, device=ids.device)
+                cache.batch_select_indices(places)
+                chosen, mask, positions = chosen[places], mask[places], positions[places]
+                active = [active[place] for place in going]
+            ids = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+        return [self._generation(tokens, done) for tokens, done in zip(written, finished, strict=True)]
+
+    def _has_stopped(self, tokens: list[int]) -> bool:
+        if self.stop is None:
+            return False
+        # A token is at least one byte, so the stop text lies within as many tokens as it has bytes.
+        tail = tokens[-len(self.stop.encode()) - 1 :]
+        return self.stop in self.language_model.tokenizer.decode(tail)
+
+    def _generation(self, tokens: list[int], finished: bool) -> Generation:
+        text = self.language_model.tokenizer.decode(tokens, skip_special_tokens=True)
+        if self.stop is not None:
+            text = text.split(self.stop)[0]
+        return Generation(text.strip(), finished, len(tokens))
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """One token for each row: logits (B, V) and uniform numbers (B,) in [0, 1) give (B,).
+
+    Samples by inverting the cumulative distribution, so that one number per row and step decides.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        # A token stays while the mass before it is short of top_p; the first always does.
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0.0)
+    cumulative = probabilities.double().cumsum(-1)
+    drawn = uniform.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, drawn, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def generate(
+    model: LanguageModel,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    trainer: LightningTrainer,
+    *,
+    stop: str | None = None,
+    label: str = "generate",
+) -> list[Generation]:
+    """One generation for each request, in the order given. Raises ``ModelError`` where one exceeds the context."""
+    lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
+    check_context(model, max(lengths, default=0), f"The longest request, with {sampling.max_new_tokens} new tokens,")
+    batches = [
+        (batch, [requests[i].key for i in batch], *pad_left([requests[i].ids for i in batch], model.pad_token))
+        for batch in by_length(lengths, trainer.max_batch_tokens)
+    ]
+    results = trainer.predict(Generator(model, sampling, stop, label), batches)
+    return [results[i] for i in range(len(requests))]

@@ -1,0 +1,52 @@
+"""Negative log-likelihood of chosen tokens, without ever holding the logits of a whole batch.
+
+A vocabulary of 262k makes ``[batch, time, vocabulary]`` the largest thing in memory, so the vocabulary head is applied
+only at the positions that carry a loss, and to a slice of those at a time.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+Head = Callable[[Tensor], Tensor]
+
+
+def token_nll(hidden: Tensor, labels: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
+    """-log p(label) in nats, fp32, one for each row: hidden (N, H) and labels (N,) give (N,).
+
+    Under autograd, each slice's logits are computed again in the backward pass instead of being kept.
+    """
+
+    def nll(part: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(head(part).float(), label, reduction="none")
+
+    return _in_slices(nll, chunk, hidden, labels)
+
+
+def token_kl(hidden: Tensor, reference: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
+    """KL(reference ‖ model) over the vocabulary in nats: hidden and reference (N, H) give (N,), no gradient for the reference."""
+
+    def kl(part: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            expected = head(target).float().log_softmax(-1)
+        return kl_div(head(part).float().log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+
+    return _in_slices(kl, chunk, hidden, reference.detach())
+
+
+def mean_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """The mean of ``values`` (N,) over the entries of each row: rows (N,) in 0..num_rows-1 give (num_rows,)."""
+    totals = values.new_zeros(num_rows).index_add_(0, rows, values)
+    counts = values.new_zeros(num_rows).index_add_(0, rows, torch.ones_like(values))
+    return totals / counts
+
+
+def _in_slices(function: Callable[[Tensor, Tensor], Tensor], chunk: int, first: Tensor, second: Tensor) -> Tensor:
+    parts = zip(first.split(chunk), second.split(chunk), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
+    return torch.cat([function(*part) for part in parts])

@@ -1,0 +1,135 @@
+"""The data that flows: frozen plain values, each holding the record it came from.
+
+    Prompt
+      └ Response(prompt)
+          └ Scored(response)
+              └ Selection(kept, dropped)
+                  └ Adapter
+    Iteration: one pass through all of them
+
+Perplexities derive from the mean nll, which is what is measured and does not overflow.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked. ``context`` holds the turns before it; ``parents`` the ids of the prompts it was written from."""
+
+    text: str
+    context: tuple[Message, ...] = ()
+    iteration: int = 0
+    parents: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits of what the prompt says, whoever wrote it and when."""
+        said = [*(f"{turn.role}\n{turn.content}" for turn in self.context), self.text]
+        return hashlib.sha256("\0".join(said).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+    @property
+    def is_seed(self) -> bool:
+        return not self.parents
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """New prompts, and what they cost: drafts written, repeats and unusable drafts among them, tokens generated."""
+
+    prompts: tuple[Prompt, ...]
+    drafts: int = 0
+    duplicates: int = 0
+    malformed: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The teacher's answer. ``finished`` is false where the length limit cut it: such a text has no end token."""
+
+    prompt: Prompt
+    text: str
+    finished: bool = True
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A response with its mean nll under base and teacher, in nats per response token, end token included."""
+
+    response: Response
+    base_nll: float
+    teacher_nll: float
+    tokens: int
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def base_ppl(self) -> float:
+        return perplexity(self.base_nll)
+
+    @property
+    def teacher_ppl(self) -> float:
+        return perplexity(self.teacher_nll)
+
+    @property
+    def gap(self) -> float:
+        """Base perplexity minus teacher perplexity: large where the fine-tuning explains the answer."""
+        return self.base_ppl - self.teacher_ppl
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    kept: tuple[Scored, ...]
+    dropped: tuple[Scored, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A trained LoRA adapter of the target; ``path`` is its PEFT folder, relative to the run's."""
+
+    path: str
+    target: str
+    num_examples: int
+    loss: float
+    trained_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One pass expand → train. ``scored`` has every prompt asked in it; iteration 0 asks the seeds too."""
+
+    index: int
+    expansion: Expansion
+    scored: tuple[Scored, ...]
+    selection: Selection
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out prompt. Without an ``answer``, the teacher's own is what the target is compared with."""
+
+    prompt: Prompt
+    answer: str | None
+    split: str = "private"
+
+
+def perplexity(nll: float) -> float:
+    """exp(nll), infinite where a float cannot hold it."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,37 @@
+"""2. Answer: the teacher responds to each prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import PositiveInt
+
+from tskd.models import LanguageModel
+from tskd.modules.batches import encode_prefix
+from tskd.modules.generator import Request, Sampling, generate
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Prompt, Response
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Greedy by default: what the teacher holds most likely. The paper's sampling settings are not published."""
+
+    teacher: LanguageModel
+    trainer: LightningTrainer
+    seed: int
+    max_new_tokens: PositiveInt = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """One response for each prompt, in the order given; one that the limit cut is marked unfinished."""
+        requests = [
+            Request(encode_prefix(self.teacher, self.teacher.template.prefix(prompt)), f"{self.seed}/answer/{prompt.id}")
+            for prompt in prompts
+        ]
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        answers = generate(self.teacher, requests, sampling, self.trainer, label="answer")
+        return [
+            Response(prompt, answer.text, answer.finished, answer.tokens)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]

@@ -1,0 +1,65 @@
+"""1. Expand: from a few prompts to many, by showing a model some and letting it write one more."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import PositiveInt
+
+from tskd.models import LanguageModel
+from tskd.modules.batches import encode_prefix
+from tskd.modules.generator import Request, Sampling, generate
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Expansion, Prompt
+from tskd.templates import LIST_MARK, first_prompt
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Draft ``num_drafts`` prompts, each after ``num_exemplars`` drawn from the pool; keep those never seen before.
+
+    The paper's generator is few-shot too, by GPT-4o or the source model (its reviews); number, text and sampling are
+    not published and are ours. A new prompt keeps the context (system prompt, earlier turns) of its first exemplar.
+    """
+
+    writer: LanguageModel
+    trainer: LightningTrainer
+    seed: int
+    num_drafts: PositiveInt = 300
+    num_exemplars: PositiveInt = 5
+    max_new_tokens: PositiveInt = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
+        """New prompts in the order drafted; repeats of ``seen`` and of each other are counted and left out."""
+        keys = [f"{self.seed}/expand/{index}/{draft}" for draft in range(self.num_drafts)]
+        exemplars = [random.Random(key).sample(pool, min(self.num_exemplars, len(pool))) for key in keys]
+        requests = [
+            Request(encode_prefix(self.writer, self.writer.template.few_shot(shown)), key)
+            for shown, key in zip(exemplars, keys, strict=True)
+        ]
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        drafts = generate(self.writer, requests, sampling, self.trainer, stop=LIST_MARK, label=f"{index} expand")
+
+        known = {normal_form(prompt) for prompt in seen}
+        prompts: list[Prompt] = []
+        duplicates = malformed = 0
+        for shown, draft in zip(exemplars, drafts, strict=True):
+            text = first_prompt(draft.text) if draft.finished else None
+            if text is None:
+                malformed += 1
+                continue
+            prompt = Prompt(text, shown[0].context, index, tuple(parent.id for parent in shown))
+            if normal_form(prompt) in known:
+                duplicates += 1
+                continue
+            known.add(normal_form(prompt))
+            prompts.append(prompt)
+        tokens = sum(draft.tokens for draft in drafts)
+        return Expansion(tuple(prompts), self.num_drafts, duplicates, malformed, tokens)
+
+
+def normal_form(prompt: Prompt) -> tuple[str, ...]:
+    """What two prompts share when one repeats the other: their words, whatever the case and the white space."""
+    return tuple(" ".join(text.casefold().split()) for text in (*(t.content for t in prompt.context), prompt.text))

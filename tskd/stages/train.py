@@ -1,0 +1,99 @@
+"""5. Train: a fresh LoRA adapter of the target, on all that was kept so far."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from tskd.errors import ConfigError
+from tskd.models import LanguageModel
+from tskd.modules.batches import TokenSequence, encode_prefix, encode_response
+from tskd.modules.finetuner import LoraSettings, StepLog, finetune
+from tskd.modules.generator import Request, Sampling, generate
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Adapter, Scored
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What of its own the target rehearses while it learns.
+
+    ``source`` free: texts that it writes from nothing but its start token (no data; Bansal & Sanghavi 2025);
+    dropped: the prompts that selection dropped, with its own answers; none: no replay, as in the paper.
+    """
+
+    source: Literal["none", "free", "dropped"] = "none"
+    num_texts: PositiveInt = 512
+    max_new_tokens: PositiveInt = 64
+
+
+@dataclass(frozen=True)
+class TrainLora:
+    """Targets learn from the teacher's texts, re-tokenised, so any architecture and tokenizer will do."""
+
+    target: LanguageModel
+    trainer: LightningTrainer
+    folder: Path
+    seed: int
+    lora: LoraSettings
+    replay: Replay = Replay()
+    log_step: StepLog | None = None
+
+    def __post_init__(self) -> None:
+        if self.target.adapter is not None:
+            raise ConfigError("The target is trained from its pre-trained weights; it must come without an adapter.")
+
+    def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
+        """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
+        examples = [encode_response(self.target, e.response.prompt, e.response.text, e.response.finished) for e in corpus]
+        replay, generated = self._rehearsal(dropped)
+        path = Path(f"iteration_{index}") / "adapter"
+        key = f"{self.seed}/train/{index}"
+        loss = finetune(
+            self.target.weights,
+            examples,
+            self.lora,
+            self.trainer,
+            self.folder / path,
+            seed=random.Random(key).getrandbits(63),
+            key=key,
+            replay=replay,
+            log_step=self.log_step,
+        )
+        trained = self.lora.epochs * sum(example.num_targets for example in examples)
+        return Adapter(str(path), self.target.name, len(corpus), loss, trained, generated)
+
+    def _rehearsal(self, dropped: Sequence[Scored]) -> tuple[list[TokenSequence], int]:
+        """The replayed sequences, and how many tokens were generated for them now."""
+        if self.replay.source == "free":
+            is_new = "_free_texts" not in self.__dict__
+            texts = self._free_texts
+            return texts, sum(text.num_targets for text in texts) if is_new else 0
+        if self.replay.source == "none" or not dropped:
+            return [], 0
+        prompts = [example.response.prompt for example in dropped]
+        requests = [Request(encode_prefix(self.target, self.target.template.prefix(prompt))) for prompt in prompts]
+        sampling = Sampling(self.replay.max_new_tokens)
+        answers = generate(self.target, requests, sampling, self.trainer, label="replay")
+        sequences = [
+            encode_response(self.target, prompt, answer.text, answer.finished)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        return sequences, sum(answer.tokens for answer in answers)
+
+    @cached_property
+    def _free_texts(self) -> list[TokenSequence]:
+        start = (self.target.start_token,)
+        requests = [Request(start, f"{self.seed}/replay/{i}") for i in range(self.replay.num_texts)]
+        sampling = Sampling(self.replay.max_new_tokens, temperature=1.0)
+        texts = generate(self.target, requests, sampling, self.trainer, label="replay")
+        return [self._free_text(text.text, text.finished) for text in texts]
+
+    def _free_text(self, text: str, finished: bool) -> TokenSequence:
+        ids = self.target.tokenizer(text, add_special_tokens=False).input_ids
+        end = [self.target.template.end_token()] if finished or not ids else []
+        return TokenSequence((self.target.start_token, *ids, *end), first_target=1)

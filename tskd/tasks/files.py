@@ -1,0 +1,103 @@
+"""A user's own case: seeds and, if there are any, held-out questions, from files.
+
+JSON Lines, one prompt each: ``{"prompt": "…"}`` or ``{"messages": [{"role": "user", "content": "…"}, …]}``; held-out
+lines may add ``"answer"`` and ``"split"``. Seeds may also be a ``.txt`` file with one prompt per line.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tskd.errors import TaskError
+from tskd.records import Message, Prompt, Question
+from tskd.tasks import distinct, same_answer
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Files:
+    """``held_out`` may be left out: then nothing is evaluated. Without answers, agreement with the teacher is."""
+
+    seeds: str
+    held_out: str | None = None
+
+    def seed_prompts(self) -> list[Prompt]:
+        """The distinct seeds, in the order of the file. Raises ``TaskError`` where there are none, or only one repeated."""
+        prompts = [_prompt(row, where) for row, where in _rows(self.seeds)]
+        if not prompts:
+            raise TaskError(f"{self.seeds} has no prompts; give a few that are like the teacher's training data.")
+        if len(prompts) > 1 and len(distinct(prompts)) == 1:
+            raise TaskError(f"All {len(prompts)} seeds in {self.seeds} are the same; give different ones.")
+        return distinct(prompts)
+
+    def questions(self) -> list[Question]:
+        if self.held_out is None:
+            return []
+        questions = []
+        for row, where in _rows(self.held_out):
+            answer = row.get("answer")
+            if answer is not None and not isinstance(answer, str):
+                raise TaskError(f"{where}: `answer` is {answer!r}; it must be a string.")
+            questions.append(Question(_prompt(row, where), answer, str(row.get("split", "private"))))
+        return questions
+
+    def is_correct(self, question: Question, response: str) -> bool:
+        return question.answer is not None and same_answer(question.answer, response)
+
+    def is_private(self, prompt: Prompt) -> bool | None:
+        return None
+
+
+def _rows(name: str) -> list[tuple[dict[str, Any], str]]:
+    """The file's rows, each with the place to name when something is wrong with it."""
+    path = Path(name).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise TaskError(f"There is no file {path} (looked from {Path.cwd()}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    numbered = [(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix == ".txt":
+        return [({"prompt": line}, where) for line, where in numbered]
+    return [(_object(line, where), where) for line, where in numbered]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise TaskError(f"{where}: not JSON ({error}); write one object per line, or name the file .txt.") from None
+    if not isinstance(row, dict):
+        raise TaskError(f"{where}: a {type(row).__name__} where an object with `prompt` or `messages` belongs.")
+    return row
+
+
+def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    if "messages" in row:
+        *context, last = _messages(row["messages"], where)
+        if last.role != "user":
+            raise TaskError(f"{where}: the last message is the {last.role}'s; it must be the user's, to be answered.")
+        text = last.content
+        turns = tuple(context)
+    else:
+        text, turns = row.get("prompt"), ()
+    if not isinstance(text, str) or not text.strip():
+        found = ", ".join(row) or "nothing"
+        raise TaskError(f"{where}: no text in `prompt` or `messages` (found: {found}).")
+    return Prompt(text.strip(), turns)
+
+
+def _messages(messages: Any, where: str) -> list[Message]:
+    if not isinstance(messages, list) or not messages:
+        raise TaskError(f"{where}: `messages` must be a list of at least one message.")
+    turns = []
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if role not in ROLES or not isinstance(content, str):
+            raise TaskError(f"{where}: each message needs a `role` ({', '.join(ROLES)}) and a `content` text.")
+        turns.append(Message(role, content))
+    return turns

@@ -1,0 +1,87 @@
+"""TuneShift-KD, the whole algorithm. Guan et al., 2026, https://arxiv.org/abs/2603.24518
+
+    seeds ─▶ expand ─▶ answer ─▶ score ─▶ select ─▶ train ─▶ adapter of the target
+               ▲                             │
+               └──── kept prompts join ◀─────┘
+
+The stages are plain callables on records; ``tskd.stages`` has them, and any function of the same form will do.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tskd.errors import EmptySelection, NoNewPrompts
+from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Selection
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The five verbs. ``expand`` is told the pool it may draw on, all prompts ever seen, and the iteration."""
+
+    expand: Callable[[Sequence[Prompt], Sequence[Prompt], int], Expansion]
+    answer: Callable[[Sequence[Prompt]], Sequence[Response]]
+    score: Callable[[Sequence[Response]], Sequence[Scored]]
+    select: Callable[[Sequence[Scored]], Selection]
+    train: Callable[[Sequence[Scored], Sequence[Scored], int], Adapter]
+
+
+def tuneshift(
+    seeds: Sequence[Prompt],
+    stages: Stages,
+    *,
+    iterations: int,
+    train_each_iteration: bool = True,
+    history: Sequence[Iteration] = (),
+) -> Iterator[Iteration]:
+    """Yield one finished iteration after another, each a function of ``seeds`` and the iterations before it.
+
+    ``history`` holds iterations finished earlier: passing them continues a run exactly where it stopped.
+    A fresh adapter is trained on all that was kept so far, in each iteration or only in the last.
+    Ends early, with a last iteration that asked nothing, when expansion runs dry.
+    Raises ``NoNewPrompts`` where it is dry from the start, ``EmptySelection`` where nothing at all was kept.
+    """
+    done = list(history)
+    while len(done) < iterations and not _ran_dry(done):
+        index = len(done)
+        asked = [example for past in done for example in past.scored]
+        corpus = [example for past in done for example in past.selection.kept]
+        pool = list(dict.fromkeys([*seeds, *(example.response.prompt for example in corpus)]))
+        seen = list(dict.fromkeys([*seeds, *(example.response.prompt for example in asked)]))
+
+        expansion = stages.expand(pool, seen, index)
+        if index == 0 and not expansion.prompts:
+            raise NoNewPrompts(_nothing_new(len(seeds), expansion))
+        prompts = [*seeds, *expansion.prompts] if index == 0 else expansion.prompts
+        responses = stages.answer(prompts)
+        scored = stages.score(responses)
+        selection = stages.select(scored)
+
+        corpus += selection.kept
+        dropped = [example for past in done for example in past.selection.dropped] + list(selection.dropped)
+        if not corpus:
+            raise EmptySelection(_nothing_kept(index, scored))
+        is_last = index == iterations - 1 or not scored
+        adapter = stages.train(corpus, dropped, index) if train_each_iteration or is_last else None
+
+        done.append(Iteration(index, expansion, tuple(scored), selection, adapter))
+        yield done[-1]
+
+
+def _ran_dry(done: Sequence[Iteration]) -> bool:
+    return bool(done) and not done[-1].scored
+
+
+def _nothing_new(num_seeds: int, expansion: Expansion) -> str:
+    return (
+        f"Expansion wrote no new prompt: of {expansion.drafts} drafts from {num_seeds} seeds, {expansion.duplicates} "
+        f"were repeats and {expansion.malformed} unusable. Give more varied seeds, raise `expansion.num_drafts` or "
+        f"`expansion.temperature`, or let another model write (`expansion.writer`)."
+    )
+
+
+def _nothing_kept(index: int, scored: Sequence[Scored]) -> str:
+    widest = max(example.gap for example in scored)
+    return (
+        f"Iteration {index} kept 0 of {len(scored)} responses; the widest perplexity gap was {widest:.3f}. "
+        f"Lower `threshold`, or give more seeds like the teacher's training data."
+    )
