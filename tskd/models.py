@@ -4,8 +4,8 @@
 adapter that speaks, or none: base and teacher, or the target before and after, are two faces of one set of weights.
 """
 
-import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,13 +20,22 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from tskd.errors import ModelError
 from tskd.templates import Template, template_for
 
-log = logging.getLogger(__name__)
+disable_progress_bar()  # a bar for each load, over in a moment, between the lines that matter
+logging.getLogger("transformers").setLevel(logging.ERROR)
+# PEFT reads a transformers attribute that transformers 5 has renamed.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+# Checked with both names by `check_adapter`, before anything is loaded.
+warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*was renamed.*")
+# On saving, PEFT looks up the base by its name, which need not be one that the hub knows; no vocabulary is changed here.
+warnings.filterwarnings("ignore", message=".*will assume that the vocabulary was not modified.*")
 
 ZOO = "zoo://"  # checkpoints shipped with the package
+_LOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 
 
@@ -125,6 +134,10 @@ class Weights:
     def adopt(self, adapter: str) -> None:
         """Declare that the adapter in the slot has been saved as ``adapter``: it need not be loaded again."""
         self._attached = adapter
+
+    def check_loadable(self) -> None:
+        """Raise ``ModelError`` where the checkpoint cannot be found or read. Loads no weights."""
+        _ = self.config
 
     def check_adapter(self, adapter: str, same_base: bool = True) -> None:
         """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""
@@ -237,10 +250,6 @@ def adapter_folder(adapter: str) -> Path:
     return folder
 
 
-def adapter_rank(adapter: str) -> int:
-    return int(json.loads((adapter_folder(adapter) / "adapter_config.json").read_text())["r"])
-
-
 def _causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -261,7 +270,7 @@ def _local_folder(path: str, revision: str | None, what: str) -> Path:
     if path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1:
         raise ModelError(f"There is no folder {folder} for {what}; give a folder, or a hub id like `owner/name`.")
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=_LOADED))
     except GatedRepoError as error:
         raise ModelError(f"{what} {path} is gated: accept its licence on the hub, then `hf auth login`.") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:

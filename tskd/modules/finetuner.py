@@ -172,6 +172,6 @@ def finetune(
         trainer.fit(module, settings.epochs, gradient_clip_val=settings.max_grad_norm)
     network.eval()
     network.peft_config["default"].base_model_name_or_path = weights.checkpoint.path
-    network.save_pretrained(str(save_to))
+    network.save_pretrained(str(save_to), save_embedding_layers=False)
     weights.adopt(str(save_to))
     return module.loss

@@ -16,8 +16,10 @@ from tskd.errors import ConfigError
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
-# Batches are made in memory, so worker processes would only cost: https://github.com/Lightning-AI/pytorch-lightning/issues/10182
+# Lightning's advice for data on disk; these batches are made in memory, and worker processes would only cost.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+# Lightning calls a function that torch 2.13 has deprecated.
+warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 # Frozen models stay in evaluation mode on purpose; the finetuner sets the mode that it needs.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
 
@@ -36,7 +38,7 @@ class Resident(pl.LightningModule):
         self.results: dict[int, Any] = {}
 
     def cpu(self) -> "Resident":
-        # Lightning's teardown moves a module to the CPU: https://github.com/Lightning-AI/pytorch-lightning/issues/9385
+        # Lightning's teardown moves a module to the CPU; several stages share these weights.
         return self
 
 

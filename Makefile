@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread per process: threads that wait for each other on busy cores cost more than they bring.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive WANDB_MODE=offline
+
+.PHONY: demo install test check atlas clean
+
+demo: install  ## the main job on the embedded world
+	$(BIN)/python -m tskd.run
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+test: install  ## all tests
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+check: install  ## what CI runs: style, types, layers, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+atlas: install  ## remake the embedded world
+	$(BIN)/python experiments/atlas/build.py
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,164 @@
+"""One run on disk: written stage by stage, read back, and continued.
+
+    config.yaml                       the resolved configuration
+    iteration_0/prompts.jsonl         new prompts, and iteration_0/expansion.json: what they cost
+    iteration_0/{responses,scored,kept,dropped}.jsonl
+    iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained
+    metrics.jsonl                     one row per finished iteration
+    result.json                       the final numbers
+    status.json, error.txt            how the job ended
+
+Every file is written whole, under another name, and then renamed: what is there is complete.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from tskd.errors import RunFolderError
+from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Selection
+from tskd.tuneshift import Stages
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run. Raises ``RunFolderError``, with the file's name, where one cannot be written or read."""
+
+    path: Path
+
+    def iteration(self, index: int) -> Path:
+        return self.path / f"iteration_{index}"
+
+    def recording(self, stages: Stages) -> Stages:
+        """The same stages, each of which writes its result before the next begins, or reads it where it is there.
+
+        ``expand`` opens an iteration and ``train`` closes it, so a run that was stopped between two stages goes on
+        from the last whole one.
+        """
+        current = 0
+
+        def expand(pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
+            nonlocal current
+            current = index
+            cost_file, prompts_file = self._file("expansion.json", index), self._file("prompts.jsonl", index)
+            if cost_file.is_file():
+                return replace(read_json(Expansion, cost_file), prompts=tuple(read_lines(Prompt, prompts_file)))
+            expansion = stages.expand(pool, seen, index)
+            write_lines(prompts_file, expansion.prompts)
+            write_json(cost_file, replace(expansion, prompts=()))
+            return expansion
+
+        def answer(prompts: Sequence[Prompt]) -> Sequence[Response]:
+            return self._kept(Response, "responses.jsonl", current, lambda: stages.answer(prompts))
+
+        def score(responses: Sequence[Response]) -> Sequence[Scored]:
+            return self._kept(Scored, "scored.jsonl", current, lambda: stages.score(responses))
+
+        def select(scored: Sequence[Scored]) -> Selection:
+            selection = stages.select(scored)
+            write_lines(self._file("dropped.jsonl", current), selection.dropped)
+            write_lines(self._file("kept.jsonl", current), selection.kept)
+            return selection
+
+        def train(corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
+            file = self._file("adapter.json", index)
+            if file.is_file():
+                return read_json(Adapter, file)
+            adapter = stages.train(corpus, dropped, index)
+            write_json(file, adapter)
+            return adapter
+
+        return Stages(expand, answer, score, select, train)
+
+    def history(self) -> list[Iteration]:
+        """The iterations that have a row in ``metrics.jsonl``: those that are finished, evaluation included."""
+        return [self._iteration(index) for index in range(len(self.rows()))]
+
+    def rows(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        lines = [json.dumps(each) for each in [*self.rows(), row]]
+        write_text(self.path / "metrics.jsonl", "".join(line + "\n" for line in lines))
+
+    def _iteration(self, index: int) -> Iteration:
+        expansion = read_json(Expansion, self._file("expansion.json", index))
+        prompts = tuple(read_lines(Prompt, self._file("prompts.jsonl", index)))
+        scored, kept, dropped = (
+            tuple(read_lines(Scored, self._file(f"{name}.jsonl", index))) for name in ("scored", "kept", "dropped")
+        )
+        adapter_file = self._file("adapter.json", index)
+        adapter = read_json(Adapter, adapter_file) if adapter_file.is_file() else None
+        return Iteration(index, replace(expansion, prompts=prompts), scored, Selection(kept, dropped), adapter)
+
+    def _kept(
+        self, kind: type[Record], name: str, index: int, compute: Callable[[], Sequence[Record]]
+    ) -> Sequence[Record]:
+        file = self._file(name, index)
+        if file.is_file():
+            return read_lines(kind, file)
+        records = compute()
+        write_lines(file, records)
+        return records
+
+    def _file(self, name: str, index: int) -> Path:
+        return self.iteration(index) / name
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"Cannot write {file}: {error.strerror}. What was computed before lies in {file.parent}; make room or "
+            f"choose another folder, then go on with `resume=`."
+        ) from error
+
+
+def write_json(file: Path, record: Any) -> None:
+    write_text(file, json.dumps(record if isinstance(record, dict) else asdict(record), indent=2) + "\n")
+
+
+def write_lines(file: Path, records: Iterable[Any]) -> None:
+    write_text(file, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+
+
+def read_json(kind: type[Record], file: Path) -> Record:
+    return _parse(kind, file.read_text(encoding="utf-8"), str(file))
+
+
+def read_lines(kind: type[Record], file: Path) -> list[Record]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RunFolderError(f"Cannot read {file}: {error.strerror}.") from error
+    return [_parse(kind, line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+@cache
+def _adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _parse(kind: type[Record], text: str, where: str) -> Record:
+    try:
+        return _adapter_of(kind).validate_python(json.loads(text))  # type: ignore[no-any-return]
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise RunFolderError(f"{where} is no {kind.__name__}: {' '.join(str(error).split())[:200]}") from error

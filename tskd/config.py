@@ -1,0 +1,107 @@
+"""From a Hydra configuration to checked values: the schema, the resolvers, and ``make``."""
+
+import hashlib
+import math
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import MISSING as REQUIRED
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from tskd.errors import ConfigError
+
+Made = TypeVar("Made")
+MAX_FOLDER_NAME = 100
+
+
+@dataclass
+class Schema:
+    """The root of the configuration. Groups are open here; ``make`` checks each against the class that it is for."""
+
+    base: Any = MISSING
+    teacher: Any = MISSING
+    target: Any = MISSING
+    task: Any = MISSING
+    expansion: Any = MISSING
+    selection: Any = MISSING
+    training: Any = MISSING
+    trainer: Any = MISSING
+    tracking: Any = MISSING
+    threshold: float = MISSING
+    iterations: int = MISSING
+    seed: int = MISSING
+    name: str = MISSING
+
+    def check(self) -> None:
+        problems = []
+        if not math.isfinite(self.threshold):
+            problems.append(f"`threshold` is {self.threshold}; give a number")
+        if self.iterations < 1:
+            problems.append(f"`iterations` is {self.iterations}; give at least 1")
+        if not re.fullmatch(r"[\w.+-]{1,64}", self.name) or self.name.startswith("."):
+            problems.append(f"`name` is {self.name!r}; use up to 64 letters, digits and . _ + -")
+        if problems:
+            raise ConfigError("; ".join(problems) + ".")
+
+
+def register() -> None:
+    """Make schema and resolvers known to Hydra; may be called again."""
+    ConfigStore.instance().store(name="schema", node=Schema)
+    OmegaConf.register_new_resolver("started", _started, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("short", short_name, replace=True)
+
+
+def folder() -> str:
+    """The folder of the configuration files, in a checkout and in an installed package."""
+    here = Path(__file__).resolve().parent
+    for candidate in (here.parent / "conf", here / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return str(candidate)
+    raise ConfigError(f"No conf/config.yaml beside or in {here}; install tskd again.")
+
+
+def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) -> Made:
+    """``kind`` made from a configuration node, each value checked against the field's type, and ``given`` objects.
+
+    Raises ``ConfigError`` that lists everything wrong with the node at once.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    settable = {field.name: field for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
+    values, problems = {}, []
+    for key, value in node.items():
+        if key not in settable:
+            problems.append(f"`{where}.{key}` is unknown; there are {', '.join(settable)}")
+            continue
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            problems.append(f"`{where}.{key}` is {value!r}: {error.errors()[0]['msg']}")
+    for name, field in settable.items():
+        if name not in node and field.default is REQUIRED and field.default_factory is REQUIRED:
+            problems.append(f"`{where}.{name}` is missing")
+    if problems:
+        raise ConfigError("; ".join(problems) + ".")
+    return kind(**values, **given)
+
+
+def short_name(text: str, otherwise: Any = "") -> str:
+    """A folder name that says ``text``: no separators, and a digest in the place of what is too much."""
+    safe = re.sub(r"[^\w.,=+-]+", "_", text).strip("._") or str(otherwise)
+    if len(safe) <= MAX_FOLDER_NAME and safe == text:
+        return safe
+    # Two texts must not share a folder because their odd characters were replaced.
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{safe[: MAX_FOLDER_NAME - 9]}-{digest}" if text else safe
+
+
+def _started() -> str:
+    # Two sweeps that start in the same second must not share a folder.
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{os.getpid():x}{secrets.token_hex(1)}"

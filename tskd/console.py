@@ -1,0 +1,82 @@
+"""What the terminal shows: a header, a line per iteration, and tables at the end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tskd.evaluate import Accuracy
+
+Row = Mapping[str, Any]
+console = Console(highlight=False, soft_wrap=True)
+VOICES = ("base", "teacher", "target before", "target after")
+
+
+def header(settings: Mapping[str, str]) -> None:
+    console.print("[bold]TuneShift-KD[/bold]")
+    for name, value in settings.items():
+        console.print(f"  {name:<10} {value}")
+
+
+def iteration(index: int, row: Row) -> None:
+    parts = [
+        f"{row['prompts/new']} new prompts",
+        f"{row['select/kept']} kept ({number(row['select/kept_fraction'], '.0%')})",
+        "gap " + " / ".join(number(row[f"score/gap_p{p}"], ".2f") for p in (5, 50, 95)),
+    ]
+    if row.get("select/precision") is not None:
+        parts.append(f"precision {row['select/precision']:.2f} recall {number(row['select/recall'], '.2f')}")
+    if row.get("eval/accuracy") is not None:
+        parts.append(f"accuracy {row['eval/accuracy']:.3f}")
+    if row.get("eval/general_accuracy") is not None:
+        parts.append(f"general {row['eval/general_accuracy']:.3f}")
+    console.print(f"[bold]iteration {index}[/bold]  " + " · ".join([*parts, f"{row['cost/seconds']:.0f} s"]))
+
+
+def outcome(accuracies: Mapping[str, Mapping[str, Accuracy]], result: Row, folder: Path, adapter: str | None) -> None:
+    splits = list(next(iter(accuracies.values()), {}))
+    if splits:
+        table = Table(title="accuracy on held-out questions")
+        table.add_column("")
+        for split in splits:
+            count = len(next(iter(accuracies.values()))[split].correct)
+            table.add_column(f"{split} (n = {count})", justify="right")
+        for voice in VOICES:
+            if voice in accuracies:
+                table.add_row(voice, *(number(accuracies[voice][split].value, ".3f") for split in splits))
+        console.print(table)
+    if result.get("eval/points_gained") is not None:
+        gain = result.get("eval/recovered_gain")
+        shown = f"{gain:.1%}" if gain is not None else "not shown: the teacher's lead is within two standard errors"
+        console.print(f"points gained {result['eval/points_gained']:+.1f} · recovered gain {shown}")
+    console.print(f"records, metrics and result: {folder}")
+    if adapter is not None:
+        console.print(f"adapter (PEFT): {folder / adapter}")
+
+
+def sweep(jobs: Sequence[tuple[str, Row, Row]], folder: Path) -> None:
+    table = Table(title="jobs, best first")
+    for column in ("job", "status", "kept", "precision", "recall", "accuracy", "general", "points"):
+        table.add_column(column, justify="left" if column in ("job", "status") else "right", overflow="fold")
+    for name, status, result in jobs:
+        table.add_row(
+            name,
+            status["status"],
+            number(result.get("train/examples"), "d"),
+            number(result.get("select/precision"), ".2f"),
+            number(result.get("select/recall"), ".2f"),
+            number(result.get("eval/accuracy"), ".3f"),
+            number(result.get("eval/general_accuracy"), ".3f"),
+            number(result.get("eval/points_gained"), "+.1f"),
+        )
+    console.print(table)
+    for name, status, _ in jobs:
+        if status["status"] != "completed":
+            console.print(f"[bold]{name}[/bold]: {status.get('error', 'did not finish')}")
+    console.print(f"all jobs: {folder}")
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,322 @@
+"""Run TuneShift-KD from the command line: compose, build the stages, consume the iterations.
+
+    python -m tskd.run                                      # the embedded world
+    python -m tskd.run -m threshold=0.5,1.0 target=llama3   # a sweep
+    python -m tskd.run resume=outputs/…                     # go on with a stopped run
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tskd import artifacts, config, console, jobs
+from tskd.errors import ConfigError, NothingToLearn, RunFolderError
+from tskd.evaluate import PRIVATE, Accuracy, Evaluator, mean_accuracy, recovered_gain
+from tskd.metrics import Row, iteration_metrics
+from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Iteration, Prompt
+from tskd.stages.answer import Answer
+from tskd.stages.score import Score
+from tskd.stages.train import Replay, TrainLora
+from tskd.tasks import Task
+from tskd.tracking import Tracker, Wandb
+from tskd.tuneshift import Stages, tuneshift
+
+log = logging.getLogger(__name__)
+TASK_SETTINGS = ("_target_", "prompt_tokens", "response_tokens", "epochs", "batch_size")
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one configuration stands for; nothing is loaded before it is used."""
+
+    settings: config.Schema
+    base: LanguageModel
+    teacher: LanguageModel
+    target: LanguageModel
+    task: Task
+    seeds: Sequence[Prompt]
+    stages: Stages
+    train_each_iteration: bool
+    evaluator: Evaluator
+    tracking: Wandb
+
+
+def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
+    """The objects that a resolved configuration names, checked against each other. Loads no weights."""
+    settings = config.Schema(**cfg)
+    settings.check()
+    seed = settings.seed
+    trainer = config.make(LightningTrainer, settings.trainer, "trainer")
+    source = Weights(config.make(Checkpoint, settings.base["checkpoint"], "base.checkpoint"))
+    goal = Weights(config.make(Checkpoint, settings.target["checkpoint"], "target.checkpoint"))
+    base, teacher = LanguageModel(source), LanguageModel(source, str(settings.teacher["adapter"]))
+    target = LanguageModel(goal)
+
+    task_node = {key: value for key, value in settings.task.items() if key not in TASK_SETTINGS}
+    task: Task = config.make(_class(settings.task), task_node, "task")
+    seeds, questions = task.seed_prompts(), task.questions()
+
+    training = dict(settings.training)
+    lora = config.make(LoraSettings, training["lora"], "training.lora")
+    replay = config.make(Replay, training["replay"], "training.replay")
+    expansion = dict(settings.expansion)
+    writers = {"base": base, "teacher": teacher, "target": target}
+    if (name := expansion.pop("writer", "base")) not in writers:
+        raise ConfigError(f"`expansion.writer` is {name!r}; use one of {', '.join(writers)}.")
+    longest = settings.task["response_tokens"]
+    expand: Any = _make(expansion, "expansion", writer=writers[name], trainer=trainer, seed=seed)
+    select: Any = _make(settings.selection, "selection")
+    if getattr(select, "threshold", settings.threshold) != settings.threshold:
+        raise ConfigError(
+            f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; set `threshold` alone."
+        )
+    stages = Stages(
+        expand=expand,
+        answer=Answer(teacher, trainer, seed, longest),
+        score=Score(base, teacher, trainer),
+        select=select,
+        train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
+    )
+    tracking = config.make(Wandb, settings.tracking, "tracking")
+    source.check_adapter(str(settings.teacher["adapter"]), bool(settings.teacher.get("same_base", True)))
+    goal.check_loadable()
+    evaluator = Evaluator(task, questions, trainer, longest)
+    return Run(
+        settings, base, teacher, target, task, seeds, stages, bool(training["each_iteration"]), evaluator, tracking
+    )
+
+
+def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
+    """One run from its resolved configuration to its result, going on from what ``folder`` already holds."""
+    files = artifacts.RunFolder(folder)
+    tracker: Tracker | None = None
+
+    def log_step(step: int, loss: float) -> None:
+        if tracker is not None:
+            tracker.step(len(files.rows()), step, loss)
+
+    run = build(cfg, folder, log_step)
+    artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
+    console.header(_header(run))
+    with _open_tracker(run, cfg, folder, group, job_type) as tracker:
+        before = _baselines(run)
+        evaluator = run.evaluator.answered_by(run.teacher)
+        after: dict[str, Accuracy] = {}
+        history = files.history()
+        for past, row in zip(history, files.rows(), strict=True):
+            console.iteration(past.index, row)
+        started = time.monotonic()
+        iterations = tuneshift(
+            run.seeds,
+            files.recording(run.stages),
+            iterations=run.settings.iterations,
+            train_each_iteration=run.train_each_iteration,
+            history=history,
+        )
+        for iteration in iterations:
+            row: Row = iteration_metrics(
+                iteration, [run.task.is_private(example.response.prompt) for example in iteration.scored]
+            )
+            if iteration.adapter is not None:
+                after = evaluator(_tuned(run, folder, iteration))
+                row |= evaluation_metrics(before, after)
+            row["cost/seconds"] = time.monotonic() - started
+            started = time.monotonic()
+            files.add_row({"iteration": iteration.index, **row})
+            history.append(iteration)
+            kept = {example.response.prompt.id for example in iteration.selection.kept}
+            tracker.iteration(iteration.index, row, iteration.scored, kept)
+            if iteration.adapter is not None:
+                tracker.adapter(iteration.index, folder / iteration.adapter.path)
+            console.iteration(iteration.index, row)
+        if not history or history[-1].adapter is None:
+            raise NothingToLearn(f"The run in {folder} has ended without an adapter.")
+        result = run_metrics(run.task, history, files.rows(), before)
+        artifacts.write_json(folder / "result.json", result)
+        tracker.finish_with(result)
+    after = after or evaluator(_tuned(run, folder, history[-1]))
+    accuracies = {**before, "target after": after} if after else {}
+    console.outcome(accuracies, result, folder, history[-1].adapter.path)
+
+
+def evaluation_metrics(before: Mapping[str, Mapping[str, Accuracy]], after: Mapping[str, Accuracy]) -> Row:
+    """The tuned target's accuracies, and what it gained over the untouched one."""
+    row: Row = {"eval/accuracy": mean_accuracy(after)}
+    row |= {f"eval/{split}_accuracy": a.value for split, a in after.items() if split != PRIVATE}
+    if PRIVATE in after:
+        untouched, teacher = before["target before"][PRIVATE], before["teacher"][PRIVATE]
+        row["eval/points_gained"] = 100 * (after[PRIVATE].value - untouched.value)
+        row["eval/recovered_gain"] = recovered_gain(untouched, teacher, after[PRIVATE])
+    return row
+
+
+def run_metrics(
+    task: Task,
+    history: Sequence[Iteration],
+    rows: Sequence[Mapping[str, Any]],
+    before: Mapping[str, Mapping[str, Accuracy]],
+) -> Row:
+    """The result of a run: its last evaluation, selection and costs over all iterations, and the baselines."""
+    everything = Iteration(
+        index=history[-1].index,
+        expansion=history[-1].expansion,
+        scored=tuple(example for past in history for example in past.scored),
+        selection=history[-1].selection.__class__(
+            kept=tuple(example for past in history for example in past.selection.kept),
+            dropped=tuple(example for past in history for example in past.selection.dropped),
+        ),
+        adapter=history[-1].adapter,
+    )
+    result = iteration_metrics(everything, [task.is_private(e.response.prompt) for e in everything.scored])
+    result |= {key: value for key, value in rows[-1].items() if key.startswith(("eval/", "train/"))}
+    for name in ("prompts/new", "prompts/duplicates", "prompts/malformed", *(k for k in rows[-1] if k.startswith("cost/"))):
+        result[name] = sum(row[name] or 0 for row in rows)
+    for voice, accuracies in before.items():
+        result[f"eval/{voice.split()[0]}_accuracy"] = mean_accuracy(accuracies)
+    result["iterations"] = len(history)
+    return result
+
+
+@hydra.main(version_base="1.3", config_path=config.folder(), config_name="config")
+def _hydra_job(cfg: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
+    group = Path(hydra_config.sweep.dir if is_sweep else folder).resolve().name
+    with_status(folder, lambda: job(_resolved(cfg, is_sweep), folder, group, "sweep-job" if is_sweep else "run"))
+
+
+def with_status(folder: Path, work: Any) -> None:
+    """Do ``work`` and note how it ended. An ordinary failure is noted, not raised: the next job of a sweep goes on."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 (whatever it is, it belongs into the job's own record)
+        jobs.record_failure(folder, error)
+    except BaseException as error:
+        jobs.record_failure(folder, error)
+        raise
+    else:
+        jobs.record_success(folder)
+
+
+def resume(folder: Path, overrides: Sequence[str]) -> None:
+    """Go on with the run in ``folder``, under its own configuration, which ``overrides`` must not contradict."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
+    stored = OmegaConf.load(file)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        given = OmegaConf.create({"value": OmegaConf.from_dotlist([f"value={value}"])["value"]})["value"]
+        found = OmegaConf.select(stored, key.lstrip("+"))
+        if isinstance(found, DictConfig) or found != given:
+            raise ConfigError(f"`{override}` contradicts the run in {folder}, where {key} is {found}; leave it out.")
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+    cfg = OmegaConf.to_container(stored, resolve=True, throw_on_missing=True)
+    with_status(folder, lambda: job(cfg, folder, folder.resolve().name, "run"))  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """The command line: ``resume=DIR`` goes on with a run, anything else is Hydra's."""
+    config.register()
+    folders = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("resume=")]
+    if folders:
+        rest = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
+        folder = Path(folders[0]).expanduser()
+        try:
+            if any(argument.startswith("-") for argument in rest):
+                raise ConfigError(f"`resume=` takes one run and no options; leave out {' '.join(rest)}.")
+            resume(folder, rest)
+        except (ConfigError, RunFolderError) as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(1) from None
+    else:
+        _hydra_job()
+        if not jobs.started:  # --help, --cfg and the like
+            return
+        (folder,) = jobs.started
+        if not (folder / "status.json").is_file():
+            of_sweep = jobs.of_sweep(folder)
+            console.sweep(of_sweep, folder)
+            raise SystemExit(0 if all(status["status"] == "completed" for _, status, _ in of_sweep) else 1)
+    if "failed" in (folder / "status.json").read_text():
+        raise SystemExit(1)
+
+
+def _resolved(cfg: DictConfig, is_sweep: bool) -> dict[str, Any]:
+    try:
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(str(error).split())}; set it on the command line.") from error
+    if is_sweep and resolved["trainer"]["devices"] != 1:
+        raise ConfigError(
+            f"`trainer.devices` is {resolved['trainer']['devices']} in a sweep; give each job one device and run "
+            f"several jobs at once (`hydra/launcher=joblib`), or run without -m."
+        )
+    return resolved  # type: ignore[no-any-return]
+
+
+def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+    return config.make(_class(node), {k: v for k, v in node.items() if k != "_target_"}, where, **given)
+
+
+def _class(node: Mapping[str, Any]) -> type[Any]:
+    try:
+        return get_class(str(node.get("_target_")))
+    except Exception as error:
+        raise ConfigError(f"`_target_` {node.get('_target_')!r} names no class: {error}") from error
+
+
+def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Tracker:
+    settings = run.settings
+    return run.tracking.open(
+        folder,
+        name=f"{run.target.name}-t{settings.threshold:g}-s{settings.seed}",
+        group=group,
+        job_type=job_type,
+        tags=[run.base.name, run.target.name],
+        config=cfg,
+    )
+
+
+def _baselines(run: Run) -> dict[str, dict[str, Accuracy]]:
+    if not run.evaluator.questions:
+        return {}
+    evaluator = run.evaluator.answered_by(run.teacher)
+    voices = {"base": run.base, "teacher": run.teacher, "target before": run.target}
+    return {name: evaluator(model) for name, model in voices.items()}
+
+
+def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
+    assert iteration.adapter is not None
+    return LanguageModel(run.target.weights, str(folder / iteration.adapter.path))
+
+
+def _header(run: Run) -> dict[str, str]:
+    settings = run.settings
+    return {
+        "base": f"{run.base.name} ({run.base.weights.checkpoint.path})",
+        "teacher": f"base + {run.teacher.adapter}",
+        "target": f"{run.target.name} ({run.target.weights.checkpoint.path})",
+        "task": f"{len(run.seeds)} seeds, {len(run.evaluator.questions)} held-out questions",
+        "select": f"{type(run.stages.select).__name__}, threshold {settings.threshold:g}",
+        "iterations": f"{settings.iterations}, seed {settings.seed}",
+    }
+
+
+if __name__ == "__main__":
+    main()
