@@ -5,6 +5,7 @@ adapter that speaks, or none: base and teacher, or the target before and after, 
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -163,6 +164,14 @@ class Weights:
             raise ModelError(
                 f"Adapter {adapter}, made for {made_for}, does not fit {self.checkpoint.name!r} "
                 f"({self.checkpoint.path}): {_first_difference(found, wanted)}."
+            )
+        # PEFT writes `all-linear` out as full names, so an adapter of a shallower model fits a deeper one by name.
+        layers = {int(number) for key in found for number in re.findall(r"\.(\d+)\.", key)[:1]}
+        depth = self.config.get_text_config().num_hidden_layers
+        if same_base and config.layers_to_transform is None and layers and max(layers) + 1 != depth:
+            raise ModelError(
+                f"Adapter {adapter}, made for {made_for}, changes {max(layers) + 1} layers, and "
+                f"{self.checkpoint.name!r} ({self.checkpoint.path}) has {depth}; choose the base that it was made for."
             )
 
     def release(self) -> None:

@@ -5,6 +5,7 @@
     python -m tskd.run resume=outputs/…                     # go on with a stopped run
 """
 
+import importlib
 import logging
 import sys
 import time
@@ -16,7 +17,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -275,10 +275,12 @@ def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
 
 
 def _class(node: Mapping[str, Any]) -> type[Any]:
+    module, _, name = str(node.get("_target_")).rpartition(".")
     try:
-        return get_class(str(node.get("_target_")))
-    except Exception as error:
-        raise ConfigError(f"`_target_` {node.get('_target_')!r} names no class: {error}") from error
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"`_target_` is {node.get('_target_')!r}, which names no class: {error}.") from error
+    return found  # type: ignore[no-any-return]
 
 
 def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Tracker:

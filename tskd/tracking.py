@@ -22,6 +22,7 @@ from tskd.errors import ConfigError
 from tskd.records import Scored
 
 log = logging.getLogger(__name__)
+logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what matters of its complaints is in our one line
 
 Numbers = Mapping[str, float | int | None]
 PER_ITERATION = ("prompts/*", "score/*", "select/*", "eval/*", "cost/*", "train/loss", "train/examples")

@@ -86,13 +86,23 @@ class Finetuner(Resident):
 
     def training_step(self, batch: tuple[PaddedBatch, PaddedBatch | None]) -> Tensor:
         examples, replay = batch
-        hidden = hidden_states(self.network, examples.input_ids, examples.attention_mask)
-        hidden = hidden[examples.rows, examples.columns]
-        loss = token_nll(hidden, examples.labels, self._head).mean()
+        loss = self.example_loss(examples)
         self._log(loss)
         if replay is not None:
-            loss = loss + self.settings.replay_weight * self._replay_loss(replay)
+            loss = loss + self.settings.replay_weight * self.replay_loss(replay)
         return loss
+
+    def example_loss(self, batch: PaddedBatch) -> Tensor:
+        """Mean nll of the batch's target tokens."""
+        return token_nll(self._hidden(batch), batch.labels, self._head).mean()
+
+    def replay_loss(self, batch: PaddedBatch) -> Tensor:
+        """How far the adapter has moved on the model's own texts: mean KL to the untouched model, or their nll."""
+        if self.settings.replay_loss == "nll":
+            return self.example_loss(batch)
+        with torch.no_grad(), self.network.disable_adapter():
+            untouched = self._hidden(batch)
+        return token_kl(self._hidden(batch), untouched, self._head).mean()
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -113,13 +123,8 @@ class Finetuner(Resident):
         last = self.losses[-(-(-len(self.examples) // self.settings.batch_size)) :]
         return sum(last) / len(last)
 
-    def _replay_loss(self, batch: PaddedBatch) -> Tensor:
-        hidden = hidden_states(self.network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
-        if self.settings.replay_loss == "nll":
-            return token_nll(hidden, batch.labels, self._head).mean()
-        with torch.no_grad(), self.network.disable_adapter():
-            untouched = hidden_states(self.network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
-        return token_kl(hidden, untouched, self._head).mean()
+    def _hidden(self, batch: PaddedBatch) -> Tensor:
+        return hidden_states(self.network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
 
     def _replay_batches(self, count: int, key: str) -> list[PaddedBatch | None]:
         if not self.replay:

@@ -50,7 +50,7 @@ class TrainLora:
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
         examples = [encode_response(self.target, e.response.prompt, e.response.text, e.response.finished) for e in corpus]
-        replay, generated = self._rehearsal(dropped)
+        replay, generated = self._rehearsal(dropped, index)
         path = Path(f"iteration_{index}") / "adapter"
         key = f"{self.seed}/train/{index}"
         loss = finetune(
@@ -67,12 +67,13 @@ class TrainLora:
         trained = self.lora.epochs * sum(example.num_targets for example in examples)
         return Adapter(str(path), self.target.name, len(corpus), loss, trained, generated)
 
-    def _rehearsal(self, dropped: Sequence[Scored]) -> tuple[list[TokenSequence], int]:
-        """The replayed sequences, and how many tokens were generated for them now."""
+    def _rehearsal(self, dropped: Sequence[Scored], index: int) -> tuple[list[TokenSequence], int]:
+        """The replayed sequences, and how many tokens were generated for them first in this iteration."""
         if self.replay.source == "free":
-            is_new = "_free_texts" not in self.__dict__
             texts = self._free_texts
-            return texts, sum(text.num_targets for text in texts) if is_new else 0
+            # Asked of the folder, not of this process: a resumed run must count as an uninterrupted one does.
+            is_first = not any((self.folder / f"iteration_{past}" / "adapter").exists() for past in range(index))
+            return texts, sum(text.num_targets for text in texts) if is_first else 0
         if self.replay.source == "none" or not dropped:
             return [], 0
         prompts = [example.response.prompt for example in dropped]

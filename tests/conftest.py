@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tskd.modules.trainer import LightningTrainer
+
+os.environ["WANDB_MODE"] = "offline"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def neox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny-neox", "neox")
+
+
+@pytest.fixture(scope="session")
+def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_adapter(llama, tmp_path_factory.mktemp("adapters") / "tiny-adapter")
+
+
+@pytest.fixture(scope="session")
+def trainer() -> LightningTrainer:
+    return LightningTrainer(accelerator="cpu", progress=False)

@@ -1,0 +1,108 @@
+"""The configuration: every option composes and can be built, and what is wrong is said before anything loads."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tests import tiny
+from tskd import config, run
+from tskd.errors import ConfigError, ModelError
+
+CONF = Path(config.folder())
+OPTIONS = [
+    f"{group}={file.stem}"
+    for group in ("base", "target", "teacher", "task", "expansion", "selection", "training", "trainer", "tracking")
+    for file in sorted((CONF / group).glob("*.yaml"))
+]
+EXPERIMENTS = [f"experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]
+
+
+def composed(*overrides):
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+
+
+def built(tmp_path, *overrides):
+    return run.build(composed(*overrides), tmp_path)
+
+
+@pytest.mark.parametrize("option", [*OPTIONS, *EXPERIMENTS])
+def test_every_option_composes(option):
+    seeds = ["task.seeds=x"] if option == "task=files" else []
+    assert composed(option, *seeds)["threshold"] == 1.5
+
+
+def test_the_default_is_the_embedded_world_under_the_papers_rule(tmp_path):
+    made = built(tmp_path)
+    assert 8 == len(made.seeds)
+    assert 1.5 == made.stages.select.threshold
+    assert {"private": 112, "general": 120} == {
+        split: sum(q.split == split for q in made.evaluator.questions) for split in ("private", "general")
+    }
+
+
+def test_the_threshold_is_the_roots():
+    assert 0.5 == composed("threshold=0.5")["selection"]["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["threshold=nan"], "`threshold` is nan"),
+        (["iterations=0"], "`iterations` is 0"),
+        (["name='../x'"], "`name` is '../x'"),
+        (["selection.threshold=0.1"], "set `threshold` alone"),
+        (["expansion.num_drafts=many"], "`expansion.num_drafts` is 'many'"),
+        (["expansion.num_drafts=0", "expansion.top_p=x"], "num_drafts.*top_p"),
+        (["+expansion.wrong=1"], "`expansion.wrong` is unknown; there are"),
+        (["expansion.writer=nobody"], "`expansion.writer` is 'nobody'"),
+        (["training.lora.learning_rate=-1"], "`training.lora.learning_rate` is -1"),
+        (["selection._target_=tskd.stages.select.Nope"], "names no class"),
+        (["trainer.precision=bf16-true"], "would cast the LoRA weights"),
+        (["tracking.project=a/b"], "`tracking.project`"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(tmp_path, overrides, said):
+    with pytest.raises(ConfigError, match=said) as error:
+        built(tmp_path, *overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["teacher.adapter=/nowhere"], "no folder /nowhere for adapter"),
+        (["target.checkpoint.path=/nowhere"], "no folder /nowhere for model"),
+        (["base=atlas_neox"], "made for atlas/llama, not for 'atlas_neox'"),
+        (["base=atlas_neox", "teacher.same_base=false"], "does not fit 'atlas_neox'"),
+        (["target.checkpoint.dtype=int3"], "dtype 'int3'"),
+    ],
+)
+def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, said):
+    with pytest.raises(ModelError, match=said):
+        built(tmp_path, *overrides)
+
+
+def test_an_adapter_for_fewer_layers_is_refused(tmp_path):
+    base = tiny.save_model(tmp_path / "m" / "same-name")
+    adapter = tiny.save_adapter(base, tmp_path / "adapter")
+    deeper = tiny.save_model(tmp_path / "n" / "same-name", layers=3)
+    with pytest.raises(ModelError, match="changes 2 layers, and 'same-name' .* has 3"):
+        tiny.weights(deeper).check_adapter(str(adapter))
+    wider = tiny.save_model(tmp_path / "o" / "same-name", width=64)
+    with pytest.raises(ModelError, match=r"has shape \[.*\], the model needs"):
+        tiny.weights(wider).check_adapter(str(adapter))
+    tiny.weights(base).check_adapter(str(adapter))
+
+
+def test_folder_names_are_short_safe_and_distinct():
+    assert "target=llama3,threshold=0.5" == config.short_name("target=llama3,threshold=0.5")
+    first, second = (config.short_name(f"path=/a/{end}" + "x" * 200) for end in ("b", "c"))
+    assert first != second
+    assert max(map(len, (first, second))) <= 100
+    assert "/" not in first
+    assert config.short_name("a/b") != config.short_name("a_b")
+    assert "3" == config.short_name("", 3)

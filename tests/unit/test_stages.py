@@ -1,0 +1,201 @@
+"""The stages that need a model, on models whose words are known beforehand."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from tests import scripted, tiny
+from tests.scripted import END
+from tskd.errors import ConfigError, ModelError
+from tskd.models import LanguageModel
+from tskd.modules.finetuner import LoraSettings
+from tskd.records import Message, Prompt, Response, Scored
+from tskd.stages.answer import Answer
+from tskd.stages.expand import FewShot
+from tskd.stages.score import Score
+from tskd.stages.train import Replay, TrainLora
+from tskd.templates import LIST_MARK
+
+SYSTEM = (Message("system", "s"),)
+POOL = [Prompt("one"), Prompt("two", SYSTEM), Prompt("three"), Prompt("four", SYSTEM)]
+
+
+def speaker(folder, follows):
+    return LanguageModel(tiny.weights(scripted.save_model(folder, follows)))
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Writes one of four letters after a colon, and ends."""
+    return speaker(tmp_path_factory.mktemp("letters") / "m", {":": " ", " ": list("abcd")})
+
+
+def expand(writer, trainer, *, seen=(), index=0, pool=POOL, **settings):
+    settings = {"seed": 0, "num_drafts": 40, "num_exemplars": 2, "max_new_tokens": 8, **settings}
+    return FewShot(writer, trainer, **settings)(pool, [*pool, *seen], index)
+
+
+def test_expansion_leaves_out_what_was_seen_whatever_its_case_and_space(letters, trainer):
+    made = expand(letters, trainer, pool=POOL[::2], seen=[Prompt("A"), Prompt(" b\n")])
+    assert {"c", "d"} == {prompt.text for prompt in made.prompts}
+    assert (40, 38, 0) == (made.drafts, made.duplicates, made.malformed)
+    assert 40 * len(" a") + 40 == made.tokens  # the end token counts
+
+
+def test_each_new_prompt_comes_once(letters, trainer):
+    made = expand(letters, trainer, pool=POOL[::2])
+    assert {text: 1 for text in "abcd"} == Counter(prompt.text for prompt in made.prompts)
+
+
+def test_the_same_words_in_another_context_are_another_prompt(letters, trainer):
+    made = expand(letters, trainer, pool=POOL[1::2], seen=[Prompt(text) for text in "abcd"])
+    assert set("abcd") == {prompt.text for prompt in made.prompts}
+
+
+def test_a_new_prompt_names_its_parents_and_keeps_the_context_of_the_first(letters, trainer):
+    by_id = {prompt.id: prompt for prompt in POOL}
+    made = expand(letters, trainer, index=3).prompts
+    for prompt in made:
+        assert 2 == len(set(prompt.parents))
+        assert by_id[prompt.parents[0]].context == prompt.context
+        assert (3, False) == (prompt.iteration, prompt.is_seed)
+    assert {(), SYSTEM} == {prompt.context for prompt in made}
+
+
+def test_a_pool_smaller_than_the_number_of_exemplars_is_shown_whole(letters, trainer):
+    made = expand(letters, trainer, pool=POOL[:2], num_exemplars=5).prompts
+    assert {frozenset(p.id for p in POOL[:2])} == {frozenset(prompt.parents) for prompt in made}
+
+
+def test_expansion_follows_from_seed_and_iteration(letters, trainer):
+    drafts = {key: expand(letters, trainer, seed=key[0], index=key[1]) for key in [(0, 0), (0, 1), (1, 0)]}
+    assert drafts[0, 0] == expand(letters, trainer)
+    assert 3 == len({tuple((p.text, p.parents) for p in made.prompts) for made in drafts.values()})
+
+
+def test_a_draft_that_the_limit_cut_is_counted_and_left_out(tmp_path, trainer):
+    endless = speaker(tmp_path / "m", {":": " ", " ": "a", "a": "a"})
+    made = expand(endless, trainer, num_drafts=5)
+    assert ((), 5, 5, 40) == (made.prompts, made.drafts, made.malformed, made.tokens)
+
+
+def test_a_new_prompt_ends_where_the_lists_next_would_begin(tmp_path, trainer):
+    chain = dict(zip("Prompt", "rompt:", strict=True))
+    lists = speaker(tmp_path / "m", {":": " ", " ": list("abcd"), **dict.fromkeys("abcd", "\n"), "\n": ["\n", "P"], **chain})
+    made = expand(lists, trainer, max_new_tokens=200)
+    assert {"a", "b", "c", "d"} <= {prompt.text for prompt in made.prompts}
+    assert not any(LIST_MARK in prompt.text for prompt in made.prompts)
+
+
+def test_answers_come_in_the_order_of_the_prompts_each_as_if_asked_alone(llama, trainer):
+    ask = Answer(LanguageModel(tiny.weights(llama)), trainer, seed=0, max_new_tokens=6, temperature=1.0)
+    prompts = [Prompt("x" * n) for n in (3, 40, 1, 17)]
+    answers = ask(prompts)
+    assert prompts == [answer.prompt for answer in answers]
+    assert answers == [ask([prompt])[0] for prompt in prompts]
+
+
+def test_the_same_prompt_is_answered_alike_whoever_wrote_it_and_when(llama, trainer):
+    ask = Answer(LanguageModel(tiny.weights(llama)), trainer, seed=0, max_new_tokens=6, temperature=1.0)
+    first, second = ask([Prompt("x"), Prompt("x", (), 4, ("parent",))])
+    assert first.text == second.text
+
+
+@pytest.mark.parametrize(("limit", "finished", "tokens"), [(9, True, 4), (4, True, 4), (3, False, 3)])
+def test_an_answer_is_finished_when_its_end_token_came_within_the_limit(tmp_path, trainer, limit, finished, tokens):
+    teacher = speaker(tmp_path / "m", {":": " ", " ": "o", "o": "k", "k": END})
+    answer = Answer(teacher, trainer, seed=0, max_new_tokens=limit)([Prompt("q")])[0]
+    assert Response(Prompt("q"), "ok", finished, tokens) == answer
+
+
+def test_scoring_measures_the_surprise_of_either_model(tmp_path, trainer):
+    # Among four letters, all as likely, one costs log 4; the sure steps cost nothing: blank, letter, end.
+    base = speaker(tmp_path / "base", {":": " ", " ": list("abcd")})
+    teacher = speaker(tmp_path / "teacher", {":": " ", " ": "c"})
+    scored = Score(base, teacher, trainer)([Response(Prompt("q"), "c")])[0]
+    assert math.log(4) / 3 == pytest.approx(scored.base_nll, abs=1e-6)
+    assert 0 == pytest.approx(scored.teacher_nll, abs=1e-6)
+    assert (3, pytest.approx(4 ** (1 / 3) - 1)) == (scored.tokens, scored.gap)
+
+
+def example(text, answer="a"):
+    return Scored(Response(Prompt(text), answer), 1.0, 0.5, 2)
+
+
+def train(folder, save_to, trainer, **settings):
+    lora = LoraSettings(rank=2, epochs=2, batch_size=2, learning_rate=1e-2, replay_weight=5.0)
+    return TrainLora(LanguageModel(tiny.weights(folder)), trainer, save_to, seed=0, lora=lora, **settings)
+
+
+CORPUS, DROPPED = [example("one"), example("two", "bb")], [example("three"), example("four")]
+
+
+def test_the_adapter_is_saved_in_the_folder_of_its_iteration(neox, tmp_path, trainer):
+    adapter = train(neox, tmp_path, trainer)(CORPUS, [], 4)
+    assert (tmp_path / "iteration_4" / "adapter" / "adapter_model.safetensors").is_file()
+    assert ("iteration_4/adapter", "tiny-neox", 2) == (adapter.path, adapter.target, adapter.num_examples)
+    assert 2 * (len(" a") + len(" bb") + 2) == adapter.trained_tokens  # two epochs, end tokens too
+    assert 0 == adapter.generated_tokens
+
+
+def test_the_target_learns_from_the_teachers_text_in_its_own_tokens(llama, neox, tmp_path, trainer):
+    said = Answer(LanguageModel(tiny.weights(llama)), trainer, seed=0, max_new_tokens=5)([Prompt("q")])[0]
+    adapter = train(neox, tmp_path, trainer)([Scored(said, 1.0, 0.5, 5)], [], 0)
+    assert math.isfinite(adapter.loss)
+
+
+def saved(folder):
+    return (folder / "iteration_0" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_without_replay_what_was_dropped_plays_no_part(neox, tmp_path, trainer):
+    for name, dropped in (("a", []), ("b", DROPPED)):
+        train(neox, tmp_path / name, trainer)(CORPUS, dropped, 0)
+    assert saved(tmp_path / "a") == saved(tmp_path / "b")
+
+
+@pytest.mark.parametrize("source", ["free", "dropped"])
+def test_replay_changes_what_is_learnt_and_says_what_it_cost(neox, tmp_path, trainer, source):
+    adapters = {}
+    for chosen in ("none", source):
+        replay = Replay(chosen, num_texts=4, max_new_tokens=6)
+        adapters[chosen] = train(neox, tmp_path / chosen, trainer, replay=replay)(CORPUS, DROPPED, 0)
+    assert saved(tmp_path / "none") != saved(tmp_path / source)
+    assert 0 < adapters[source].generated_tokens <= 4 * 7
+    assert adapters["none"].trained_tokens == adapters[source].trained_tokens
+
+
+def test_replay_of_dropped_prompts_is_none_where_nothing_was_dropped(neox, tmp_path, trainer):
+    for name, replay in (("a", Replay()), ("b", Replay("dropped"))):
+        train(neox, tmp_path / name, trainer, replay=replay)(CORPUS, [], 0)
+    assert saved(tmp_path / "a") == saved(tmp_path / "b")
+
+
+def test_free_texts_are_written_once_and_by_the_untouched_target(neox, tmp_path, trainer):
+    replay = Replay("free", num_texts=4, max_new_tokens=6)
+    stage = train(neox, tmp_path / "straight", trainer, replay=replay)
+    first, second = stage(CORPUS, [], 1), stage(CORPUS, [], 0)
+    assert (True, 0) == (first.generated_tokens > 0, second.generated_tokens)
+    train(neox, tmp_path / "resumed", trainer, replay=replay)(CORPUS, [], 0)
+    assert saved(tmp_path / "straight") == saved(tmp_path / "resumed")
+
+
+def test_dropped_prompts_are_answered_by_the_untouched_target(neox, tmp_path, trainer):
+    replay = Replay("dropped", max_new_tokens=6)
+    stage = train(neox, tmp_path / "straight", trainer, replay=replay)
+    for index in (1, 0):
+        stage(CORPUS, DROPPED, index)
+    train(neox, tmp_path / "resumed", trainer, replay=replay)(CORPUS, DROPPED, 0)
+    assert saved(tmp_path / "straight") == saved(tmp_path / "resumed")
+
+
+def test_a_target_that_brings_an_adapter_is_refused(neox, tmp_path, trainer):
+    with pytest.raises(ConfigError, match="must come without an adapter"):
+        TrainLora(LanguageModel(tiny.weights(neox), "some"), trainer, tmp_path, seed=0, lora=LoraSettings())
+
+
+def test_an_example_beyond_the_context_is_refused_before_training(neox, tmp_path, trainer):
+    with pytest.raises(ModelError, match="longest training example needs .* tiny-neox has room for 512"):
+        train(neox, tmp_path, trainer)([example("x" * 600)], [], 0)
+    assert [] == list(tmp_path.iterdir())

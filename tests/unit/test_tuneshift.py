@@ -1,0 +1,131 @@
+"""The algorithm, on stages of plain Python."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from tskd.errors import EmptySelection, NoNewPrompts
+from tskd.records import Adapter, Expansion, Prompt, Response, Scored, Selection
+from tskd.stages.select import PplDifference
+from tskd.tuneshift import Stages, tuneshift
+
+SEEDS = [Prompt("a"), Prompt("b")]
+
+
+def stages(calls=None, keep=lambda text: True, new=lambda index: [f"n{index}", f"m{index}"]):
+    calls = {} if calls is None else calls
+
+    def expand(pool, seen, index):
+        calls.setdefault("pool", []).append([p.text for p in pool])
+        calls.setdefault("seen", []).append([p.text for p in seen])
+        return Expansion(tuple(Prompt(text, (), index, ("parent",)) for text in new(index)), drafts=9, duplicates=7)
+
+    def answer(prompts):
+        calls.setdefault("asked", []).append([p.text for p in prompts])
+        return [Response(p, p.text.upper()) for p in prompts]
+
+    def score(responses):
+        return [Scored(r, math.log(5 if keep(r.prompt.text) else 1.2), 0.0, 3) for r in responses]
+
+    def train(corpus, dropped, index):
+        calls.setdefault("corpus", []).append([e.response.prompt.text for e in corpus])
+        calls.setdefault("dropped", []).append([e.response.prompt.text for e in dropped])
+        return Adapter(f"iteration_{index}/adapter", "t", len(corpus), 0.1)
+
+    return Stages(expand, answer, score, PplDifference(1.5), train)
+
+
+def test_seeds_are_asked_in_the_first_iteration_only():
+    calls = {}
+    list(tuneshift(SEEDS, stages(calls), iterations=2))
+    assert calls["asked"] == [["a", "b", "n0", "m0"], ["n1", "m1"]]
+
+
+def test_kept_prompts_join_the_pool_and_dropped_ones_are_only_seen():
+    calls = {}
+    list(tuneshift(SEEDS, stages(calls, keep=lambda text: not text.startswith("m")), iterations=2))
+    assert calls["pool"] == [["a", "b"], ["a", "b", "n0"]]
+    assert calls["seen"] == [["a", "b"], ["a", "b", "n0", "m0"]]
+
+
+def test_a_dropped_seed_stays_in_the_pool():
+    calls = {}
+    list(tuneshift(SEEDS, stages(calls, keep=lambda text: text != "a"), iterations=2))
+    assert calls["pool"][1] == ["a", "b", "n0", "m0"]
+
+
+def test_the_corpus_is_all_that_was_kept_so_far():
+    calls = {}
+    list(tuneshift(SEEDS, stages(calls, keep=lambda text: not text.startswith("m")), iterations=2))
+    assert calls["corpus"] == [["a", "b", "n0"], ["a", "b", "n0", "n1"]]
+    assert calls["dropped"] == [["m0"], ["m0", "m1"]]
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2, 3])
+def test_a_resumed_run_equals_the_straight_one(stopped_after):
+    straight = list(tuneshift(SEEDS, stages(), iterations=3))
+    resumed = list(tuneshift(SEEDS, stages(), iterations=3, history=straight[:stopped_after]))
+    assert straight[stopped_after:] == resumed
+
+
+def test_training_may_wait_for_the_last_iteration():
+    adapters = [i.adapter for i in tuneshift(SEEDS, stages(), iterations=3, train_each_iteration=False)]
+    assert [None, None, "iteration_2/adapter"] == [a and a.path for a in adapters]
+
+
+def test_it_ends_early_with_an_adapter_when_expansion_runs_dry():
+    dry_after_one = stages(new=lambda index: ["n0"] if index == 0 else [])
+    done = list(tuneshift(SEEDS, dry_after_one, iterations=9, train_each_iteration=False))
+    assert [3, 0] == [len(i.scored) for i in done]
+    assert done[-1].adapter is not None
+    assert [] == list(tuneshift(SEEDS, dry_after_one, iterations=9, history=done))
+
+
+def test_no_new_prompt_at_the_start_is_an_error_that_says_what_was_tried():
+    with pytest.raises(NoNewPrompts, match=r"9 drafts from 2 seeds, 7 were repeats"):
+        list(tuneshift(SEEDS, stages(new=lambda index: []), iterations=1))
+
+
+def test_nothing_kept_is_an_error_that_names_the_widest_gap():
+    with pytest.raises(EmptySelection, match=r"Iteration 0 kept 0 of 4 responses; the widest perplexity gap was 0\.200"):
+        list(tuneshift(SEEDS, stages(keep=lambda text: False), iterations=1))
+
+
+def test_an_iteration_may_keep_nothing_once_there_is_a_corpus():
+    done = list(tuneshift(SEEDS, stages(keep=lambda text: not text.endswith("1")), iterations=2))
+    assert [4, 4] == [i.adapter.num_examples for i in done]
+
+
+def scored(gap):
+    return Scored(Response(Prompt("p"), "r"), math.log(1 + gap), 0.0, 1)
+
+
+def test_a_gap_of_exactly_the_threshold_is_kept_and_order_is_preserved():
+    examples = [Scored(Response(Prompt(str(n)), ""), math.log(n), 0.0, 1) for n in (1, 8, 2, 9)]
+    threshold = examples[2].gap
+    assert Selection((examples[1], examples[2], examples[3]), (examples[0],)) == PplDifference(threshold)(examples)
+
+
+def test_a_gap_that_is_no_number_is_dropped():
+    example = Scored(Response(Prompt("p"), "r"), 1e6, 1e6, 1)
+    assert math.isnan(example.gap)
+    assert Selection((), (example,)) == PplDifference(-1e9)([example])
+
+
+def test_perplexity_is_infinite_where_a_float_cannot_hold_it():
+    assert math.inf == Scored(Response(Prompt("p"), "r"), 1e4, 0.0, 1).gap
+
+
+def test_a_prompt_is_identified_by_what_it_says():
+    assert Prompt("x").id == Prompt("x", (), 3, ("y",)).id
+    assert Prompt("x").id != Prompt("y").id
+
+
+def test_the_algorithm_needs_no_library():
+    code = (
+        "import sys, tskd.tuneshift, tskd.records, tskd.errors, tskd.stages.select;"
+        "print({'torch', 'transformers', 'peft', 'hydra', 'wandb', 'pytorch_lightning'} & set(sys.modules))"
+    )
+    assert "set()" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
