@@ -124,7 +124,7 @@ def test_resuming_refuses_what_contradicts_the_run(straight):
 
 
 def test_a_sweep_is_one_group_of_runs_and_a_failing_job_does_not_stop_it(tmp_path):
-    printed = tskd(tmp_path, *SMALL[1:], "-m", "iterations=1", "threshold=1e9,1.5,0", "hydra.sweep.dir=sweep", expect=1)
+    printed = tskd(tmp_path, "-m", *SMALL[1:], "iterations=1", "threshold=1e9,1.5,0", "hydra.sweep.dir=sweep", expect=1)
     sweep = tmp_path / "sweep"
     statuses = {f.parent.name: json.loads(f.read_text())["status"] for f in sweep.glob("*/status.json")}
     assert sorted(statuses.values()) == ["completed", "completed", "failed"]
@@ -189,7 +189,7 @@ def test_the_facts_move_into_any_llama_given_by_path(tmp_path):
         (["threshold=0.5,1.0"], "--multirun"),
         (["iterations=0"], "`iterations` is 0; give at least 1."),
         (["task=files", "task.seeds=nowhere.jsonl"], "There is no file nowhere.jsonl"),
-        (["task=files"], "Missing mandatory value: task.seeds"),
+        (["task=files"], "Missing mandatory value: seeds full_key: task.seeds"),
         (["teacher.adapter=/nowhere"], "There is no folder /nowhere for adapter"),
         (["-m", "trainer.devices=2"], "`trainer.devices` is 2 in a sweep; give each job one device"),
         (["hydra.run.dir=/proc/nowhere"], "Cannot write to /proc/nowhere"),

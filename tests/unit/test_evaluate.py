@@ -30,7 +30,9 @@ def evaluator(trainer, *questions):
 
 
 def test_accuracy_is_counted_for_each_split_in_its_own_order(says, trainer):
-    asked = [Question(Prompt(str(n)), a, s) for n, (a, s) in enumerate([("y", "private"), ("n", "other"), ("n", "private")])]
+    asked = [
+        Question(Prompt(str(n)), a, s) for n, (a, s) in enumerate([("y", "private"), ("n", "other"), ("n", "private")])
+    ]
     assert {"private": Accuracy((True, False)), "other": Accuracy((False,))} == evaluator(trainer, *asked)(says["y"])
 
 
@@ -41,16 +43,22 @@ def test_without_answers_accuracy_is_agreement_with_the_teacher(says, trainer):
 
 def test_answers_that_are_given_stay(says, trainer):
     filled = evaluator(trainer, Question(Prompt("a"), "y"), Question(Prompt("b"), None)).answered_by(says["n"])
-    assert ["y", "n"] == [question.answer for question in filled.questions]
+    assert [question.answer for question in filled.questions] == ["y", "n"]
 
 
 def test_a_question_without_any_answer_is_never_right(says, trainer):
-    assert 0 == evaluator(trainer, Question(Prompt("a"), None))(says["y"])["private"].value
+    assert evaluator(trainer, Question(Prompt("a"), None))(says["y"])["private"].value == 0
 
 
 @pytest.mark.parametrize(
     ("answer", "response", "same"),
-    [("Oslo", " oslo. ", True), ("two words", "two\n words", True), ("7", "77", False), ("a.b", "ab", False), ("", "x", False)],
+    [
+        ("Oslo", " oslo. ", True),
+        ("two words", "two\n words", True),
+        ("7", "77", False),
+        ("a.b", "ab", False),
+        ("", "x", False),
+    ],
 )
 def test_answers_are_the_same_words_whatever_case_space_and_full_stop(answer, response, same):
     assert same is same_answer(answer, response)
@@ -89,4 +97,4 @@ def test_accuracy_of_no_questions_is_no_number():
 
 
 def test_a_split_that_was_not_asked_has_no_mean():
-    assert (0.5, None) == tuple(mean_accuracy({"private": of("+-")}, split) for split in ("private", "general"))
+    assert tuple(mean_accuracy({"private": of("+-")}, split) for split in ("private", "general")) == (0.5, None)

@@ -1,6 +1,7 @@
 """Loading checkpoints and adapters, and the errors that say why one cannot be used."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -42,7 +43,7 @@ def test_adapters_that_take_turns_leave_no_trace(llama, adapter, other_adapter):
     said = [logits(weights, turn) for turn in turns]
     alone = {turn: logits(tiny.weights(llama), turn) for turn in {*turns}}
     assert all(torch.equal(alone[turn], heard) for turn, heard in zip(turns, said, strict=True))
-    assert 3 == len({heard.sum().item() for heard in said})
+    assert len({heard.sum().item() for heard in said}) == 3
 
 
 def test_base_can_speak_outside_inference_mode_after_the_teacher_spoke_within(llama, adapter):
@@ -133,7 +134,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 def test_an_adapter_file_that_is_only_a_pointer_is_a_model_error(llama, adapter, tmp_path, file):
     folder = changed(adapter, tmp_path / "a")
     (tmp_path / "a" / file).write_text(LFS)
-    with pytest.raises(ModelError, match="a"):
+    with pytest.raises(ModelError, match=re.escape(folder)):
         tiny.weights(llama).check_adapter(folder)
 
 
@@ -143,7 +144,7 @@ def test_an_adapter_file_that_is_only_a_pointer_is_a_model_error(llama, adapter,
 def test_a_model_file_that_is_only_a_pointer_is_a_model_error(llama, tmp_path, file, part):
     shutil.copytree(llama, tmp_path / "m")
     (tmp_path / "m" / file).write_text(LFS)
-    with pytest.raises(ModelError, match="m"):
+    with pytest.raises(ModelError, match="'m'"):
         getattr(tiny.weights(tmp_path / "m"), part)
 
 

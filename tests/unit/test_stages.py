@@ -39,13 +39,13 @@ def expand(writer, trainer, *, seen=(), index=0, pool=POOL, **settings):
 def test_expansion_leaves_out_what_was_seen_whatever_its_case_and_space(letters, trainer):
     made = expand(letters, trainer, pool=POOL[::2], seen=[Prompt("A"), Prompt(" b\n")])
     assert {"c", "d"} == {prompt.text for prompt in made.prompts}
-    assert (40, 38, 0) == (made.drafts, made.duplicates, made.malformed)
+    assert (made.drafts, made.duplicates, made.malformed) == (40, 38, 0)
     assert 40 * len(" a") + 40 == made.tokens  # the end token counts
 
 
 def test_each_new_prompt_comes_once(letters, trainer):
     made = expand(letters, trainer, pool=POOL[::2])
-    assert {text: 1 for text in "abcd"} == Counter(prompt.text for prompt in made.prompts)
+    assert dict.fromkeys("abcd", 1) == Counter(prompt.text for prompt in made.prompts)
 
 
 def test_the_same_words_in_another_context_are_another_prompt(letters, trainer):
@@ -57,9 +57,9 @@ def test_a_new_prompt_names_its_parents_and_keeps_the_context_of_the_first(lette
     by_id = {prompt.id: prompt for prompt in POOL}
     made = expand(letters, trainer, index=3).prompts
     for prompt in made:
-        assert 2 == len(set(prompt.parents))
+        assert len(set(prompt.parents)) == 2
         assert by_id[prompt.parents[0]].context == prompt.context
-        assert (3, False) == (prompt.iteration, prompt.is_seed)
+        assert (prompt.iteration, prompt.is_seed) == (3, False)
     assert {(), SYSTEM} == {prompt.context for prompt in made}
 
 
@@ -71,18 +71,20 @@ def test_a_pool_smaller_than_the_number_of_exemplars_is_shown_whole(letters, tra
 def test_expansion_follows_from_seed_and_iteration(letters, trainer):
     drafts = {key: expand(letters, trainer, seed=key[0], index=key[1]) for key in [(0, 0), (0, 1), (1, 0)]}
     assert drafts[0, 0] == expand(letters, trainer)
-    assert 3 == len({tuple((p.text, p.parents) for p in made.prompts) for made in drafts.values()})
+    assert len({tuple((p.text, p.parents) for p in made.prompts) for made in drafts.values()}) == 3
 
 
 def test_a_draft_that_the_limit_cut_is_counted_and_left_out(tmp_path, trainer):
     endless = speaker(tmp_path / "m", {":": " ", " ": "a", "a": "a"})
     made = expand(endless, trainer, num_drafts=5)
-    assert ((), 5, 5, 40) == (made.prompts, made.drafts, made.malformed, made.tokens)
+    assert (made.prompts, made.drafts, made.malformed, made.tokens) == ((), 5, 5, 40)
 
 
 def test_a_new_prompt_ends_where_the_lists_next_would_begin(tmp_path, trainer):
     chain = dict(zip("Prompt", "rompt:", strict=True))
-    lists = speaker(tmp_path / "m", {":": " ", " ": list("abcd"), **dict.fromkeys("abcd", "\n"), "\n": ["\n", "P"], **chain})
+    lists = speaker(
+        tmp_path / "m", {":": " ", " ": list("abcd"), **dict.fromkeys("abcd", "\n"), "\n": ["\n", "P"], **chain}
+    )
     made = expand(lists, trainer, max_new_tokens=200)
     assert {"a", "b", "c", "d"} <= {prompt.text for prompt in made.prompts}
     assert not any(LIST_MARK in prompt.text for prompt in made.prompts)
@@ -115,7 +117,7 @@ def test_scoring_measures_the_surprise_of_either_model(tmp_path, trainer):
     teacher = speaker(tmp_path / "teacher", {":": " ", " ": "c"})
     scored = Score(base, teacher, trainer)([Response(Prompt("q"), "c")])[0]
     assert math.log(4) / 3 == pytest.approx(scored.base_nll, abs=1e-6)
-    assert 0 == pytest.approx(scored.teacher_nll, abs=1e-6)
+    assert pytest.approx(scored.teacher_nll, abs=1e-6) == 0
     assert (3, pytest.approx(4 ** (1 / 3) - 1)) == (scored.tokens, scored.gap)
 
 
@@ -134,9 +136,9 @@ CORPUS, DROPPED = [example("one"), example("two", "bb")], [example("three"), exa
 def test_the_adapter_is_saved_in_the_folder_of_its_iteration(neox, tmp_path, trainer):
     adapter = train(neox, tmp_path, trainer)(CORPUS, [], 4)
     assert (tmp_path / "iteration_4" / "adapter" / "adapter_model.safetensors").is_file()
-    assert ("iteration_4/adapter", "tiny-neox", 2) == (adapter.path, adapter.target, adapter.num_examples)
+    assert (adapter.path, adapter.target, adapter.num_examples) == ("iteration_4/adapter", "tiny-neox", 2)
     assert 2 * (len(" a") + len(" bb") + 2) == adapter.trained_tokens  # two epochs, end tokens too
-    assert 0 == adapter.generated_tokens
+    assert adapter.generated_tokens == 0
 
 
 def test_the_target_learns_from_the_teachers_text_in_its_own_tokens(llama, neox, tmp_path, trainer):
@@ -162,7 +164,7 @@ def test_replay_changes_what_is_learnt_and_says_what_it_cost(neox, tmp_path, tra
         replay = Replay(chosen, num_texts=4, max_new_tokens=6)
         adapters[chosen] = train(neox, tmp_path / chosen, trainer, replay=replay)(CORPUS, DROPPED, 0)
     assert saved(tmp_path / "none") != saved(tmp_path / source)
-    assert 0 < adapters[source].generated_tokens <= 4 * 7
+    assert 0 < adapters[source].generated_tokens <= 4 * 6
     assert adapters["none"].trained_tokens == adapters[source].trained_tokens
 
 
@@ -172,22 +174,22 @@ def test_replay_of_dropped_prompts_is_none_where_nothing_was_dropped(neox, tmp_p
     assert saved(tmp_path / "a") == saved(tmp_path / "b")
 
 
-def test_free_texts_are_written_once_and_by_the_untouched_target(neox, tmp_path, trainer):
+def test_free_texts_cost_once_even_where_a_run_is_resumed(neox, tmp_path, trainer):
     replay = Replay("free", num_texts=4, max_new_tokens=6)
-    stage = train(neox, tmp_path / "straight", trainer, replay=replay)
-    first, second = stage(CORPUS, [], 1), stage(CORPUS, [], 0)
-    assert (True, 0) == (first.generated_tokens > 0, second.generated_tokens)
-    train(neox, tmp_path / "resumed", trainer, replay=replay)(CORPUS, [], 0)
-    assert saved(tmp_path / "straight") == saved(tmp_path / "resumed")
+    straight = train(neox, tmp_path, trainer, replay=replay)
+    first, second = straight(CORPUS, [], 0), straight(CORPUS, [], 1)
+    assert (first.generated_tokens > 0, second.generated_tokens) == (True, 0)
+    assert second == train(neox, tmp_path, trainer, replay=replay)(CORPUS, [], 1)
 
 
-def test_dropped_prompts_are_answered_by_the_untouched_target(neox, tmp_path, trainer):
-    replay = Replay("dropped", max_new_tokens=6)
+@pytest.mark.parametrize("source", ["free", "dropped"])
+def test_what_is_replayed_is_the_untouched_targets_whatever_was_trained_before(neox, tmp_path, trainer, source):
+    replay = Replay(source, num_texts=4, max_new_tokens=6)
     stage = train(neox, tmp_path / "straight", trainer, replay=replay)
-    for index in (1, 0):
-        stage(CORPUS, DROPPED, index)
-    train(neox, tmp_path / "resumed", trainer, replay=replay)(CORPUS, DROPPED, 0)
-    assert saved(tmp_path / "straight") == saved(tmp_path / "resumed")
+    stage(CORPUS, DROPPED, 1)
+    stage(CORPUS, DROPPED, 0)
+    train(neox, tmp_path / "alone", trainer, replay=replay)(CORPUS, DROPPED, 0)
+    assert saved(tmp_path / "straight") == saved(tmp_path / "alone")
 
 
 def test_a_target_that_brings_an_adapter_is_refused(neox, tmp_path, trainer):
@@ -198,4 +200,4 @@ def test_a_target_that_brings_an_adapter_is_refused(neox, tmp_path, trainer):
 def test_an_example_beyond_the_context_is_refused_before_training(neox, tmp_path, trainer):
     with pytest.raises(ModelError, match="longest training example needs .* tiny-neox has room for 512"):
         train(neox, tmp_path, trainer)([example("x" * 600)], [], 0)
-    assert [] == list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []

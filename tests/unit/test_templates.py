@@ -33,11 +33,13 @@ def test_plain_writes_the_turns_before_the_question(context, expected):
 def test_plain_puts_the_space_before_an_answer_on_the_answers_side():
     template = Plain(tokenizer())
     assert not template.prefix(Prompt("q")).endswith(" ")
-    assert " 7" == template.continuation("7")
+    assert template.continuation("7") == " 7"
 
 
 def test_plain_braces_in_a_turn_are_text():
-    assert "{x} {0}\n\nQuestion: {y}\nAnswer:" == Plain(tokenizer()).prefix(Prompt("{y}", (Message("system", "{x} {0}"),)))
+    assert (
+        Plain(tokenizer()).prefix(Prompt("{y}", (Message("system", "{x} {0}"),))) == "{x} {0}\n\nQuestion: {y}\nAnswer:"
+    )
 
 
 def test_plain_asks_for_one_more_item_of_a_list():
@@ -47,12 +49,12 @@ def test_plain_asks_for_one_more_item_of_a_list():
 
 def test_chat_renders_the_turns_and_opens_the_assistants():
     rendered = Chat(tokenizer(scripted.CHAT_WITH_REQUEST)).prefix(Prompt("Two?", TURNS))
-    assert "<system>Be brief.</s>\n<user>One?</s>\n<assistant>1</s>\n<user>Two?</s>\n<assistant>" == rendered
+    assert rendered == "<system>Be brief.</s>\n<user>One?</s>\n<assistant>1</s>\n<user>Two?</s>\n<assistant>"
 
 
 def test_chat_asks_for_one_more_prompt_in_a_single_user_turn():
     asked = Chat(tokenizer(scripted.CHAT_WITH_REQUEST)).few_shot([Prompt("one", TURNS), Prompt("two")])
-    assert 1 == asked.count("<user>")
+    assert asked.count("<user>") == 1
     assert f"{LIST_MARK} one{LIST_MARK} two" in asked
     assert asked.endswith("<assistant>")
 

@@ -1,0 +1,158 @@
+"""What a target has learnt when training is over."""
+
+import math
+
+import pytest
+import torch
+
+from tests import tiny
+from tskd.errors import ModelError
+from tskd.models import LanguageModel
+from tskd.modules.batches import encode_prefix, encode_response, pad_right
+from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
+from tskd.modules.generator import Generation, Request, Sampling, generate
+from tskd.records import Prompt
+
+PAIRS = {"one": "1", "two": "22", "three": "333"}
+SETTINGS = LoraSettings(rank=8, epochs=30, batch_size=3, learning_rate=2e-2)
+
+
+def examples(weights, pairs=PAIRS, finished=True):
+    return [encode_response(LanguageModel(weights), Prompt(q), a, finished) for q, a in pairs.items()]
+
+
+def bytes_of(folder):
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["llama", "neox"])  # the latter's end token is its start and pad token too
+def test_a_target_learns_to_answer_and_to_end(kind, request, tmp_path, trainer):
+    weights = tiny.weights(request.getfixturevalue(kind))
+    taught = examples(weights, dict.fromkeys(PAIRS, "42"))
+    assert finetune(weights, taught, SETTINGS, trainer, tmp_path, seed=0, key="k") < 0.05
+    model = LanguageModel(weights, str(tmp_path))
+    requests = [Request(encode_prefix(model, model.template.prefix(Prompt(q)))) for q in PAIRS]
+    assert [Generation("42", True, tokens=4)] * 3 == generate(model, requests, Sampling(8), trainer)
+
+
+def test_a_target_does_not_learn_to_end_where_the_limit_cut_the_answer(neox, tmp_path, trainer):
+    weights = tiny.weights(neox)
+    taught = examples(weights, dict.fromkeys(PAIRS, "4444444"), finished=False)
+    finetune(weights, taught, SETTINGS, trainer, tmp_path, seed=0, key="k")
+    model = LanguageModel(weights, str(tmp_path))
+    request = Request(encode_prefix(model, model.template.prefix(Prompt("one"))))
+    assert generate(model, [request], Sampling(8), trainer)[0].text == "4444444"
+
+
+def forgetting(neox, tmp_path, trainer, **settings):
+    """How far a model moves on a text of its own while it learns something else, in nats per token."""
+    weights = tiny.weights(neox)
+    own = examples(weights, {"something else": "entirely"})
+    lora = LoraSettings(rank=4, epochs=10, batch_size=3, learning_rate=1e-2, **settings)
+    finetune(weights, examples(weights), lora, trainer, tmp_path, seed=0, key="k", replay=own)
+    module = Finetuner(weights, [], [], LoraSettings(), "k", None)
+    with torch.no_grad():
+        return module.replay_loss(pad_right(own, module.pad)).item()
+
+
+def test_replay_holds_the_target_to_what_it_said_before(neox, tmp_path, trainer):
+    assert forgetting(neox, tmp_path, trainer, replay_weight=10.0) < 0.3 * forgetting(
+        neox, tmp_path, trainer, replay_weight=0.0
+    )
+
+
+def test_replay_of_no_weight_changes_nothing(neox, tmp_path, trainer):
+    for name in ("none", "weightless"):
+        weights = tiny.weights(neox)
+        replay = examples(weights)[:1] if name == "weightless" else []
+        lora = LoraSettings(rank=2, epochs=2, replay_weight=0.0)
+        finetune(weights, examples(weights), lora, trainer, tmp_path / name, seed=0, key="k", replay=replay)
+    assert bytes_of(tmp_path / "none") == bytes_of(tmp_path / "weightless")
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"key": "l"}, {"dropout": 0.5}])
+def test_seed_key_and_dropout_each_change_the_adapter(neox, tmp_path, trainer, changed):
+    for name, given in (("a", {}), ("b", changed)):
+        weights = tiny.weights(neox)
+        chosen = {"seed": 0, "key": "k", "dropout": 0.0, **given}
+        lora = LoraSettings(rank=2, epochs=2, batch_size=1, dropout=chosen.pop("dropout"))
+        finetune(weights, examples(weights), lora, trainer, tmp_path / name, **chosen)
+    assert bytes_of(tmp_path / "a") != bytes_of(tmp_path / "b")
+
+
+def test_dropout_follows_from_the_seed(neox, tmp_path, trainer):
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        weights = tiny.weights(neox)
+        lora = LoraSettings(rank=2, epochs=2, dropout=0.5)
+        finetune(weights, examples(weights), lora, trainer, tmp_path / name, seed=0, key="k")
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+
+
+def test_training_leaves_the_global_random_numbers_alone(neox, tmp_path, trainer):
+    weights = tiny.weights(neox)
+    assert weights.model is not None
+    state = torch.random.get_rng_state()
+    finetune(
+        weights, examples(weights), LoraSettings(rank=2, epochs=1, dropout=0.1), trainer, tmp_path, seed=0, key="k"
+    )
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_learning_rate_warms_up_and_decays_to_nothing(neox):
+    weights = tiny.weights(neox)
+    weights.fresh_adapter(LoraSettings(rank=2).lora_config(), seed=0)
+    settings = LoraSettings(epochs=20, batch_size=1, warmup=0.1, learning_rate=1.0)
+    schedule = Finetuner(weights, examples(weights)[:1], [], settings, "k", None).configure_optimizers()["lr_scheduler"]
+    rates = []
+    for _ in range(20):
+        rates += schedule["scheduler"].get_last_lr()
+        schedule["scheduler"].optimizer.step()
+        schedule["scheduler"].step()
+    assert pytest.approx(rates[:2]) == [0.5, 1.0]
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert pytest.approx(rates[-1]) == 1 / 18
+    assert schedule["scheduler"].get_last_lr() == [0.0]
+
+
+def test_each_epoch_has_each_example_once_in_an_order_of_its_own(neox):
+    weights = tiny.weights(neox)
+    sequences = examples(weights, {str(n): str(n) for n in range(12)})
+    module = Finetuner(weights, sequences, [], LoraSettings(batch_size=5), "k", None)
+    first, again = (
+        [tuple(row) for batch, _ in module.train_dataloader() for row in batch.input_ids.tolist()] for _ in "ab"
+    )
+    assert len(set(first)) == 12
+    assert first == again
+    other = Finetuner(weights, sequences, [], LoraSettings(batch_size=5), "another epoch", None)
+    assert first != [tuple(row) for batch, _ in other.train_dataloader() for row in batch.input_ids.tolist()]
+
+
+def test_every_batch_has_a_full_batch_of_replay_beside_it(neox):
+    weights = tiny.weights(neox)
+    sequences = examples(weights, {str(n): str(n) for n in range(7)})
+    module = Finetuner(weights, sequences, sequences[:2], LoraSettings(batch_size=3), "k", None)
+    assert [tuple(len(half.input_ids) for half in both) for both in module.train_dataloader()] == [
+        (3, 3),
+        (3, 3),
+        (1, 3),
+    ]
+
+
+def test_the_loss_is_that_of_the_last_epoch(neox, tmp_path, trainer):
+    weights, steps = tiny.weights(neox), []
+    lora = LoraSettings(rank=2, epochs=3, batch_size=2)
+    loss = finetune(
+        weights, examples(weights), lora, trainer, tmp_path, seed=0, key="k", log_step=lambda *step: steps.append(step)
+    )
+    assert list(range(6)) == [step for step, _ in steps]
+    assert sum(value for _, value in steps[4:]) / 2 == pytest.approx(loss)
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_advice(neox, tmp_path, trainer):
+    weights = tiny.weights(neox)
+    with torch.no_grad():
+        weights.model.get_output_embeddings().weight.fill_(math.nan)
+    with pytest.raises(ModelError, match="loss became nan at step 0; lower `training.*learning_rate`"):
+        finetune(weights, examples(weights), SETTINGS, trainer, tmp_path / "a", seed=0, key="k")
+    assert not (tmp_path / "a").exists()

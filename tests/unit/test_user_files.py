@@ -1,0 +1,112 @@
+"""The corners of a user's own files: odd line ends, odd values, and what held-out lines may say."""
+
+import json
+
+import pytest
+
+from tskd.errors import TaskError
+from tskd.records import Message, Prompt, Question
+from tskd.tasks.files import Files
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(data, name="f.jsonl"):
+        (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+        return str(tmp_path / name)
+
+    return write
+
+
+def questions(path):
+    return Files("unused", path).questions()
+
+
+def test_held_out_lines_may_bring_answer_and_split(write):
+    lines = '{"prompt": "a"}\n{"prompt": "b", "answer": "1"}\n{"prompt": "c", "answer": null, "split": "general"}'
+    expected = [Question(Prompt("a"), None), Question(Prompt("b"), "1"), Question(Prompt("c"), None, "general")]
+    assert expected == questions(write(lines))
+
+
+def test_without_a_held_out_file_there_are_no_questions():
+    assert Files("unused").questions() == []
+
+
+@pytest.mark.parametrize("answer", [3, True, ["a"], {"a": 1}])
+def test_an_answer_that_is_no_text_is_refused_with_its_line(write, answer):
+    with pytest.raises(TaskError, match="f.jsonl, line 2: `answer` is"):
+        questions(write('{"prompt": "a"}\n' + json.dumps({"prompt": "b", "answer": answer})))
+
+
+def test_a_split_that_is_null_is_the_private_one(write):
+    assert questions(write('{"prompt": "a", "split": null}'))[0].split == "private"
+
+
+def test_a_conversation_keeps_its_turns_as_context(write):
+    turns = [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", " last ")]
+    line = json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})
+    assert [Prompt("last", tuple(Message(*turn) for turn in turns[:3]))] == Files(write(line)).seed_prompts()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["no mark", "byte order mark"])
+def test_line_ends_and_byte_order_marks_of_any_system_are_read(write, end, mark):
+    expected = [Prompt("a"), Prompt("b")]
+    assert expected == Files(write(mark + f'{{"prompt": "a"}}{end}{{"prompt": "b"}}{end}'.encode())).seed_prompts()
+    assert expected == Files(write(mark + f"a{end}b{end}".encode(), "f.txt")).seed_prompts()
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85"])
+def test_only_line_feeds_end_a_line(write, inside):
+    # JSON allows these within a string, where `str.splitlines` would cut it.
+    line = json.dumps({"prompt": f"a{inside}b"}, ensure_ascii=False)
+    assert [Prompt(f"a{inside}b")] == Files(write(line)).seed_prompts()
+
+
+def test_the_line_that_is_named_counts_empty_ones(write):
+    with pytest.raises(TaskError, match="f.jsonl, line 4: not JSON"):
+        Files(write('{"prompt": "a"}\n\n\n{')).seed_prompts()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "null",
+        "3",
+        '"text"',
+        "{}",
+        '{"prompt": null}',
+        '{"prompt": ["a"]}',
+        '{"messages": "a"}',
+        '{"messages": ["a"]}',
+        '{"messages": [{"role": "tool", "content": "a"}]}',
+        '{"messages": [{"role": "user", "content": ["a"]}]}',
+        '{"messages": [{"role": "user", "content": " "}]}',
+        '{"prompt": "a", "n": ' + "1" * 5000 + "}",
+        "[" * 100_000,
+        '{"prompt": "\\ud800"}',
+    ],
+    ids=lambda line: line[:40],
+)
+def test_a_malformed_line_is_named_whatever_is_wrong_with_it(write, line):
+    with pytest.raises(TaskError, match="f.jsonl, line 2: ") as error:
+        Files(write('{"prompt": "a"}\n' + line)).seed_prompts()
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(TaskError, match="cannot be read"):
+        Files(str(tmp_path)).seed_prompts()
+
+
+def test_a_single_seed_is_enough(write):
+    assert [Prompt("a")] == Files(write("a", "f.txt")).seed_prompts()
+
+
+def test_the_same_words_in_another_context_are_another_seed(write):
+    lines = '{"prompt": "a"}\n{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}'
+    assert len(Files(write(lines)).seed_prompts()) == 2
+
+
+def test_what_is_private_in_a_users_file_is_not_known():
+    assert Files("unused").is_private(Prompt("a")) is None
