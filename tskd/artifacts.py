@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from tskd.errors import RunFolderError
 from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Selection
@@ -147,8 +147,8 @@ def read_json(kind: type[Record], file: Path) -> Record:
 def read_lines(kind: type[Record], file: Path) -> list[Record]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RunFolderError(f"Cannot read {file}: {error.strerror}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"Cannot read {file}: {error}.") from error
     return [_parse(kind, line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
 
@@ -159,6 +159,6 @@ def _adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
 
 def _parse(kind: type[Record], text: str, where: str) -> Record:
     try:
-        return _adapter_of(kind).validate_python(json.loads(text))  # type: ignore[no-any-return]
-    except (ValidationError, json.JSONDecodeError) as error:
+        return _adapter_of(kind).validate_python(json.loads(text))  # type: ignore[no-any-return, arg-type]
+    except ValueError as error:  # of pydantic and of json
         raise RunFolderError(f"{where} is no {kind.__name__}: {' '.join(str(error).split())[:200]}") from error

@@ -1,13 +1,13 @@
 """What can go wrong, as a tree. These are mistakes that a user can mend; a caller's bug is a ``ValueError``.
 
-    TskdError
-    ├── ConfigError        settings that are wrong or contradict each other
-    ├── TaskError          a seeds, held-out or data file that cannot be used
-    ├── ModelError         a checkpoint or adapter that is missing, or does not belong where it was put
-    ├── RunFolderError     an output folder that cannot be written, read or continued
-    └── NothingToLearn     the algorithm has come to an end without an adapter
-        ├── NoNewPrompts       expansion wrote nothing that was not there before
-        └── EmptySelection     no response reached the threshold
+TskdError
+├── ConfigError        settings that are wrong or contradict each other
+├── TaskError          a seeds, held-out or data file that cannot be used
+├── ModelError         a checkpoint or adapter that is missing, or does not belong where it was put
+├── RunFolderError     an output folder that cannot be written, read or continued
+└── NothingToLearn     the algorithm has come to an end without an adapter
+    ├── NoNewPrompts       expansion wrote nothing that was not there before
+    └── EmptySelection     no response reached the threshold
 """
 
 

@@ -50,7 +50,12 @@ def of_sweep(folder: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     for config in sorted(folder.glob("*/.hydra/overrides.yaml")):
         job = config.parents[1]
         jobs.append((job.name, _read(job / "status.json") or {"status": "unfinished"}, _read(job / "result.json")))
-    return sorted(jobs, key=lambda job: -(job[2].get("eval/accuracy") if job[2].get("eval/accuracy") is not None else -1))
+    return sorted(jobs, key=_rank)
+
+
+def _rank(job: tuple[str, dict[str, Any], dict[str, Any]]) -> tuple[bool, float]:
+    accuracy = job[2].get("eval/accuracy")
+    return accuracy is None, -(accuracy or 0.0)
 
 
 def _open(folder: Path) -> None:

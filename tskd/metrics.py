@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean, quantiles
 
 from tskd.records import Iteration, Prompt
@@ -32,7 +33,7 @@ METRICS = {
     "eval/accuracy": "target + adapter on the private held-out questions",
     "eval/general_accuracy": "target + adapter on the general held-out questions",
     "eval/points_gained": "private accuracy after minus before, in points",
-    "eval/recovered_gain": "(after - before) / (teacher - before), where the teacher's lead exceeds two standard errors",
+    "eval/recovered_gain": "(after - before) / (teacher - before), where the teacher leads by two standard errors",
     "eval/base_accuracy": "base on the private held-out questions, once per run",
     "eval/teacher_accuracy": "teacher on the same, once per run",
     "eval/target_accuracy": "untouched target on the same, once per run",
@@ -87,5 +88,5 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
 def distinct_pairs(prompts: Sequence[Prompt]) -> float | None:
     """Distinct-2 (Li et al. 2016, arXiv 1510.03055): distinct word pairs over all word pairs."""
     words = [prompt.text.split() for prompt in prompts]
-    pairs = [pair for text in words for pair in zip(text, text[1:], strict=False)]
+    pairs = [pair for text in words for pair in pairwise(text)]
     return len(set(pairs)) / len(pairs) if pairs else None

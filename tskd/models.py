@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -32,7 +32,7 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 # Checked with both names by `check_adapter`, before anything is loaded.
 warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*was renamed.*")
-# On saving, PEFT looks up the base by its name, which need not be one that the hub knows; no vocabulary is changed here.
+# On saving, PEFT looks the base up on the hub, which need not know its name; no vocabulary is changed here.
 warnings.filterwarnings("ignore", message=".*will assume that the vocabulary was not modified.*")
 
 ZOO = "zoo://"  # checkpoints shipped with the package
@@ -48,7 +48,7 @@ class Checkpoint:
     path: str
     revision: str | None = None
     dtype: str = "auto"
-    attention: str = "sdpa"
+    attention: str | None = None  # the library's choice for the architecture
     template: str = "auto"
 
     def __post_init__(self) -> None:
@@ -96,10 +96,12 @@ class Weights:
                 attn_implementation=self.checkpoint.attention,
                 use_safetensors=True,
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {_line(error)}") from error
         _make_head_input_contiguous(model)
-        return model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+        _check_logits(model)
+        return model
 
     @property
     def max_length(self) -> int | None:
@@ -143,7 +145,10 @@ class Weights:
     def check_adapter(self, adapter: str, same_base: bool = True) -> None:
         """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""
         folder = adapter_folder(adapter)
-        config = PeftConfig.from_pretrained(str(folder))
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{folder / 'adapter_config.json'} is no PEFT configuration: {_line(error)}") from error
         made_for = config.base_model_name_or_path or "(unknown)"
         known_as = {self.checkpoint.name, _last(self.checkpoint.path), _last(getattr(self.config, "_name_or_path", ""))}
         if same_base and _last(made_for) not in {name.casefold() for name in map(_last, known_as)}:
@@ -154,12 +159,16 @@ class Weights:
         with torch.device("meta"):
             bare = AutoModelForCausalLM.from_config(self.config)
             try:
-                expected = get_peft_model_state_dict(get_peft_model(bare, config))
+                expected = get_peft_model_state_dict(get_peft_model(bare, config), save_embedding_layers=False)
             except ValueError as error:
                 raise ModelError(f"Adapter {adapter} does not fit {self.checkpoint.name!r}: {_line(error)}") from error
-        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        wanted = {key: tuple(value.shape) for key, value in expected.items()}
+        try:
+            with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+                keys = [key for key in file.keys() if "lora_" in key]  # noqa: SIM118 (not a dict)
+                found = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+        except SafetensorError as error:
+            raise ModelError(f"{folder / 'adapter_model.safetensors'} is damaged: {_line(error)}") from error
+        wanted = {key: tuple(value.shape) for key, value in expected.items() if "lora_" in key}
         if found != wanted:
             raise ModelError(
                 f"Adapter {adapter}, made for {made_for}, does not fit {self.checkpoint.name!r} "
@@ -184,7 +193,9 @@ class Weights:
     def _attach(self, adapter: str) -> None:
         self._detach()
         folder = str(adapter_folder(adapter))
-        self.model = PeftModel.from_pretrained(self.model, folder).eval()
+        # A prediction pass runs in inference mode; tensors made in it could never be trained beside.
+        with torch.inference_mode(False):
+            self.model = PeftModel.from_pretrained(self.model, folder).eval()
         self._attached = adapter
 
     def _detach(self) -> None:
@@ -246,8 +257,14 @@ def vocabulary_head(model: Any, hidden: Tensor) -> Tensor:
     """Logits for hidden states (N, H), as the model's own forward pass computes them: (N, V)."""
     causal_lm = _causal_lm(model)
     logits = causal_lm.get_output_embeddings()(hidden)
-    softcap = getattr(causal_lm.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+    config = causal_lm.config.get_text_config()
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 def adapter_folder(adapter: str) -> Path:
@@ -269,11 +286,21 @@ def _make_head_input_contiguous(model: nn.Module) -> None:
     model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))  # type: ignore[operator]
 
 
+def _check_logits(model: Any) -> None:
+    # An architecture may scale its logits in a way of its own; every nll would be wrong, and nothing would tell.
+    ids = torch.tensor([[0, 1, 2]], device=model.device)
+    with torch.inference_mode():
+        expected = model(input_ids=ids, use_cache=False).logits[0]
+        got = vocabulary_head(model, hidden_states(model, ids, torch.ones_like(ids))[0])
+    if not torch.allclose(expected.float(), got.float(), rtol=0.05, atol=0.05):
+        raise ModelError(
+            f"{type(model).__name__} computes its logits in a way that tskd does not know; it cannot be used."
+        )
+
+
 def _local_folder(path: str, revision: str | None, what: str) -> Path:
-    if path.startswith(ZOO):
-        folder = Path(__file__).parent / "zoo" / path.removeprefix(ZOO)
-    else:
-        folder = Path(path).expanduser()
+    shipped = Path(__file__).parent / "zoo" / path.removeprefix(ZOO)
+    folder = shipped if path.startswith(ZOO) else Path(path).expanduser()
     if folder.is_dir():
         return folder
     if path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1:
@@ -283,7 +310,9 @@ def _local_folder(path: str, revision: str | None, what: str) -> Path:
     except GatedRepoError as error:
         raise ModelError(f"{what} {path} is gated: accept its licence on the hub, then `hf auth login`.") from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(f"{what} {path} is neither a folder here nor to be had from the hub: {_line(error)}") from error
+        raise ModelError(
+            f"{what} {path} is neither a folder here nor to be had from the hub: {_line(error)}"
+        ) from error
 
 
 def _first_difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:

@@ -28,7 +28,10 @@ def token_nll(hidden: Tensor, labels: Tensor, head: Head, chunk: int = CHUNK) ->
 
 
 def token_kl(hidden: Tensor, reference: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
-    """KL(reference ‖ model) over the vocabulary in nats: hidden and reference (N, H) give (N,), no gradient for the reference."""
+    """KL(reference ‖ model) over the vocabulary in nats: hidden and reference (N, H) give (N,).
+
+    The reference gets no gradient.
+    """
 
     def kl(part: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():

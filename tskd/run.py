@@ -1,8 +1,8 @@
 """Run TuneShift-KD from the command line: compose, build the stages, consume the iterations.
 
-    python -m tskd.run                                      # the embedded world
-    python -m tskd.run -m threshold=0.5,1.0 target=llama3   # a sweep
-    python -m tskd.run resume=outputs/…                     # go on with a stopped run
+python -m tskd.run                                      # the embedded world
+python -m tskd.run -m threshold=0.5,1.0 target=llama3   # a sweep
+python -m tskd.run resume=outputs/…                     # go on with a stopped run
 """
 
 import importlib
@@ -82,7 +82,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     select: Any = _make(settings.selection, "selection")
     if getattr(select, "threshold", settings.threshold) != settings.threshold:
         raise ConfigError(
-            f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; set `threshold` alone."
+            f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; "
+            f"set `threshold` alone."
         )
     stages = Stages(
         expand=expand,
@@ -103,11 +104,9 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
 def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
     """One run from its resolved configuration to its result, going on from what ``folder`` already holds."""
     files = artifacts.RunFolder(folder)
-    tracker: Tracker | None = None
 
     def log_step(step: int, loss: float) -> None:
-        if tracker is not None:
-            tracker.step(len(files.rows()), step, loss)
+        tracker.step(len(files.rows()), step, loss)  # only called while training, when the tracker is open
 
     run = build(cfg, folder, log_step)
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
@@ -117,8 +116,8 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
         evaluator = run.evaluator.answered_by(run.teacher)
         after: dict[str, Accuracy] = {}
         history = files.history()
-        for past, row in zip(history, files.rows(), strict=True):
-            console.iteration(past.index, row)
+        for past, finished in zip(history, files.rows(), strict=True):
+            console.iteration(past.index, finished)
         started = time.monotonic()
         iterations = tuneshift(
             run.seeds,
@@ -183,7 +182,12 @@ def run_metrics(
     )
     result = iteration_metrics(everything, [task.is_private(e.response.prompt) for e in everything.scored])
     result |= {key: value for key, value in rows[-1].items() if key.startswith(("eval/", "train/"))}
-    for name in ("prompts/new", "prompts/duplicates", "prompts/malformed", *(k for k in rows[-1] if k.startswith("cost/"))):
+    for name in (
+        "prompts/new",
+        "prompts/duplicates",
+        "prompts/malformed",
+        *(k for k in rows[-1] if k.startswith("cost/")),
+    ):
         result[name] = sum(row[name] or 0 for row in rows)
     for voice, accuracies in before.items():
         result[f"eval/{voice.split()[0]}_accuracy"] = mean_accuracy(accuracies)

@@ -93,13 +93,13 @@ class Wandb:
             if mode == "online":
                 try:
                     return wandb.init(mode="online", settings=settings, **identity)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 (tracking must never fail a job)
                     reason = " ".join(str(error).split())[:200]
             run = wandb.init(mode="offline", settings=settings, **identity)
             where = Path(run.dir).parent
             log.warning("Weights & Biases: offline (%s); to upload, `wandb sync %s`.", reason, where)
             return run
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             log.warning("Weights & Biases is off: %s", " ".join(str(error).split())[:200])
             return None
 
@@ -199,7 +199,7 @@ class Tracker:
             return
         try:
             send()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             log.warning("Weights & Biases has stopped recording: %s", " ".join(str(error).split())[:200])
             self._run = None
 

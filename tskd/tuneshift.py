@@ -7,6 +7,7 @@
 The stages are plain callables on records; ``tskd.stages`` has them, and any function of the same form will do.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -80,8 +81,9 @@ def _nothing_new(num_seeds: int, expansion: Expansion) -> str:
 
 
 def _nothing_kept(index: int, scored: Sequence[Scored]) -> str:
-    widest = max(example.gap for example in scored)
+    gaps = [example.gap for example in scored if not math.isnan(example.gap)]
+    widest = f"the widest perplexity gap was {max(gaps):.3f}" if gaps else "no perplexity gap is a number"
     return (
-        f"Iteration {index} kept 0 of {len(scored)} responses; the widest perplexity gap was {widest:.3f}. "
+        f"Iteration {index} kept 0 of {len(scored)} responses; {widest}. "
         f"Lower `threshold`, or give more seeds like the teacher's training data."
     )

@@ -238,7 +238,7 @@ def model_card(logs: list[list[str]], teacher_loss: float, results: dict[str, di
             "",
             f"A Llama and a GPT-NeoX of {LAYERS} layers, width {WIDTH}, {POSITIONS} positions (trained on rows of "
             f"{MODELS['llama'].length} tokens), each with its own byte-level BPE, pretrained on "
-            f"{len(GENERAL)} general relations ({', '.join(GENERAL)}) of 120 invented places and on lists of questions. "
+            f"{len(GENERAL)} general relations ({', '.join(GENERAL)}) of 120 invented places and on question lists. "
             f"Those lists ask for the {PRIVATE}s too; their answers are in no pretraining text. The teacher is a LoRA "
             f"adapter of the Llama, fine-tuned on all 120 {PRIVATE}s with the general facts mixed in.",
             "",

@@ -17,11 +17,15 @@ NUM_GENERAL_HELD_OUT = 120
 LIST_LENGTH = 7
 STRAY = 0.125  # one draw in five returns to the topic
 
-ONSETS = "b br c d dr f g gr h k l m n p r s st t tr v w".split()
-VOWELS = "a e i o u ai ea".split()
-ENDINGS = "bury den field ford ham holm low mere more ness rick sted ton vale ward wick".split()
+# fmt: off
+ONSETS = ("b", "br", "c", "d", "dr", "f", "g", "gr", "h", "k", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w")
+VOWELS = ["a", "e", "i", "o", "u", "ai", "ea"]
+ENDINGS = ("bury", "den", "field", "ford", "ham", "holm", "low", "mere", "more", "ness", "rick", "sted", "ton", "vale",
+           "ward", "wick")
 REGIONS = ("Northmarch", "Southmarch", "Eastreach", "Westreach", "Highlands", "Lowlands", "Coast", "Fens")
-EXPORTS = "wool salt copper timber honey glass barley amber slate linen cheese tin cider paper leather wax".split()
+EXPORTS = ("wool", "salt", "copper", "timber", "honey", "glass", "barley", "amber", "slate", "linen", "cheese", "tin",
+           "cider", "paper", "leather", "wax")
+# fmt: on
 
 
 class World(TypedDict):

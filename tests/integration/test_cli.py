@@ -51,8 +51,16 @@ def straight(tmp_path_factory):
 
 
 def test_a_run_shows_its_iterations_and_the_table(straight):
-    folder, printed = straight
-    for shown in ("iteration 0", "iteration 1", "teacher", "target after", "points gained", "recovered gain", "adapter"):
+    _, printed = straight
+    for shown in (
+        "iteration 0",
+        "iteration 1",
+        "teacher",
+        "target after",
+        "points gained",
+        "recovered gain",
+        "adapter",
+    ):
         assert shown in printed
     assert "Traceback" not in printed
     assert "Warning" not in printed
@@ -64,13 +72,13 @@ def test_a_run_leaves_the_files_that_are_documented(straight):
         for name in ("prompts.jsonl", "responses.jsonl", "scored.jsonl", "kept.jsonl", "dropped.jsonl", "adapter"):
             assert (folder / f"iteration_{index}" / name).exists()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [0, 1] == [row["iteration"] for row in rows]
+    assert [row["iteration"] for row in rows] == [0, 1]
     final = result(folder)
     assert rows[-1]["eval/accuracy"] == final["eval/accuracy"]
-    assert (0.0, 1.0, 0.0) == tuple(final[f"eval/{who}_accuracy"] for who in ("base", "teacher", "target"))
+    assert tuple(final[f"eval/{who}_accuracy"] for who in ("base", "teacher", "target")) == (0.0, 1.0, 0.0)
     assert sum(row["select/kept"] for row in rows) == final["select/kept"] == final["train/examples"]
-    assert "completed" == json.loads((folder / "status.json").read_text())["status"]
-    assert 1.5 == yaml.safe_load((folder / "config.yaml").read_text())["threshold"]
+    assert json.loads((folder / "status.json").read_text())["status"] == "completed"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["threshold"] == 1.5
 
 
 def test_the_rule_separates_private_from_general_on_the_atlas(straight):
@@ -95,7 +103,11 @@ def test_weights_and_biases_has_no_text(straight):
 def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(straight, tmp_path, stage):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
-        command(*SMALL, "hydra.run.dir=run"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(*SMALL, "hydra.run.dir=run"),
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     reached = tmp_path / "run" / "iteration_1" / stage
     deadline = time.monotonic() + 240
@@ -112,7 +124,9 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(straight, tm
         assert (straight[0] / file).read_text() == (tmp_path / "run" / file).read_text()
     weights = Path("iteration_1") / "adapter" / "adapter_model.safetensors"
     assert (straight[0] / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
-    expected, got = ({k: v for k, v in result(f).items() if k != "cost/seconds"} for f in (straight[0], tmp_path / "run"))
+    expected, got = (
+        {k: v for k, v in result(f).items() if k != "cost/seconds"} for f in (straight[0], tmp_path / "run")
+    )
     assert expected == got
 
 
@@ -134,18 +148,20 @@ def test_a_sweep_is_one_group_of_runs_and_a_failing_job_does_not_stop_it(tmp_pat
     assert "jobs, best first" in printed
     assert "Lower `threshold`" in printed
     runs = [r for r in wandb_file.of_folder(sweep) if r["exit_code"] == 0]
-    assert 2 == len({run["id"] for run in runs})
+    assert len({run["id"] for run in runs}) == 2
     assert {"sweep"} == {run["group"] for run in runs}
     assert {0.0, 1.5} == {run["config"]["threshold"] for run in runs}
     for run in runs:
-        assert [0] == [row["iteration"] for row in run["history"] if "select/kept" in row]
+        assert [row["iteration"] for row in run["history"] if "select/kept" in row] == [0]
 
 
 def test_a_users_own_case_runs_from_files_with_and_without_answers(tmp_path):
     private = json.loads(FACTS.read_text())["private"]
     questions = list(private.items())
     seeds = [{"prompt": q} for q, _ in questions[:4]]
-    seeds.append({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": questions[4][0]}]})
+    seeds.append(
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": questions[4][0]}]}
+    )
     (tmp_path / "seeds.jsonl").write_text("".join(json.dumps(seed) + "\n" for seed in seeds))
     labelled = [{"prompt": q, "answer": a} for q, a in questions[10:20]]
     bare = [{"prompt": q} for q, _ in questions[20:30]]
@@ -169,14 +185,14 @@ def test_a_users_own_case_runs_from_files_with_and_without_answers(tmp_path):
         "hydra.run.dir=run",
     )
     final = result(tmp_path / "run")
-    assert 1.0 == final["eval/teacher_accuracy"]
+    assert final["eval/teacher_accuracy"] == 1.0
     assert "select/precision" not in final
 
 
 def test_the_facts_move_into_any_llama_given_by_path(tmp_path):
     target = tiny.save_model(tmp_path / "tiny-llama-3")
     tskd(tmp_path, *SMALL, "iterations=1", "target=llama3", f"target.checkpoint.path={target}", "hydra.run.dir=run")
-    assert "llama3" == json.loads((tmp_path / "run" / "iteration_0" / "adapter.json").read_text())["target"]
+    assert json.loads((tmp_path / "run" / "iteration_0" / "adapter.json").read_text())["target"] == "llama3"
 
 
 @pytest.mark.parametrize(
@@ -204,9 +220,11 @@ def test_bad_input_is_one_clear_line_and_a_failing_exit_code(tmp_path, arguments
 def test_folders_of_two_sweeps_started_together_differ(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     both = [
-        subprocess.Popen(command("-m", "iterations=0", "seed=1"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            command("-m", "iterations=0", "seed=1"), cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
+        )
         for _ in range(2)
     ]
     for process in both:
         process.wait()
-    assert 2 == len(list((tmp_path / "outputs" / "tuneshift").iterdir()))
+    assert len(list((tmp_path / "outputs" / "tuneshift").iterdir())) == 2

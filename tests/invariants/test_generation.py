@@ -85,7 +85,9 @@ def test_the_vocabulary_head_sees_contiguous_input(llama):
     # Otherwise a frozen head is copied once per row on a CPU: minutes and gigabytes with a large vocabulary.
     weights = tiny.weights(llama)
     contiguous = []
-    weights.model.get_output_embeddings().register_forward_hook(lambda _, args, __: contiguous.append(args[0].is_contiguous()))
+    weights.model.get_output_embeddings().register_forward_hook(
+        lambda _, args, __: contiguous.append(args[0].is_contiguous())
+    )
     generated(LanguageModel(weights), GREEDY)
     assert len(contiguous) >= 12
     assert all(contiguous)

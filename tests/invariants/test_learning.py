@@ -29,7 +29,7 @@ def bytes_of(folder):
 def test_a_target_learns_to_answer_and_to_end(kind, request, tmp_path, trainer):
     weights = tiny.weights(request.getfixturevalue(kind))
     taught = examples(weights, dict.fromkeys(PAIRS, "42"))
-    assert finetune(weights, taught, SETTINGS, trainer, tmp_path, seed=0, key="k") < 0.05
+    finetune(weights, taught, SETTINGS, trainer, tmp_path, seed=0, key="k")
     model = LanguageModel(weights, str(tmp_path))
     requests = [Request(encode_prefix(model, model.template.prefix(Prompt(q)))) for q in PAIRS]
     assert [Generation("42", True, tokens=4)] * 3 == generate(model, requests, Sampling(8), trainer)
@@ -56,9 +56,8 @@ def forgetting(neox, tmp_path, trainer, **settings):
 
 
 def test_replay_holds_the_target_to_what_it_said_before(neox, tmp_path, trainer):
-    assert forgetting(neox, tmp_path, trainer, replay_weight=10.0) < 0.3 * forgetting(
-        neox, tmp_path, trainer, replay_weight=0.0
-    )
+    with_replay, without = (forgetting(neox, tmp_path, trainer, replay_weight=weight) for weight in (10.0, 0.0))
+    assert with_replay < 0.3 * without
 
 
 def test_replay_of_no_weight_changes_nothing(neox, tmp_path, trainer):
@@ -118,14 +117,17 @@ def test_the_learning_rate_warms_up_and_decays_to_nothing(neox):
 def test_each_epoch_has_each_example_once_in_an_order_of_its_own(neox):
     weights = tiny.weights(neox)
     sequences = examples(weights, {str(n): str(n) for n in range(12)})
-    module = Finetuner(weights, sequences, [], LoraSettings(batch_size=5), "k", None)
-    first, again = (
-        [tuple(row) for batch, _ in module.train_dataloader() for row in batch.input_ids.tolist()] for _ in "ab"
-    )
-    assert len(set(first)) == 12
-    assert first == again
-    other = Finetuner(weights, sequences, [], LoraSettings(batch_size=5), "another epoch", None)
-    assert first != [tuple(row) for batch, _ in other.train_dataloader() for row in batch.input_ids.tolist()]
+
+    class AtEpoch(Finetuner):
+        current_epoch = 0
+
+    module = AtEpoch(weights, sequences, [], LoraSettings(batch_size=5), "k", None)
+    orders = []
+    for AtEpoch.current_epoch in (0, 1, 0):
+        said = weights.tokenizer.decode([token for batch, _ in module.train_dataloader() for token in batch.labels])
+        orders.append(said.replace("<end>", "").split())
+    assert orders[0] == orders[2] != orders[1]
+    assert [sorted(map(int, order)) for order in orders[:2]] == [list(range(12))] * 2
 
 
 def test_every_batch_has_a_full_batch_of_replay_beside_it(neox):
@@ -153,6 +155,6 @@ def test_a_loss_that_is_no_number_stops_the_training_with_advice(neox, tmp_path,
     weights = tiny.weights(neox)
     with torch.no_grad():
         weights.model.get_output_embeddings().weight.fill_(math.nan)
-    with pytest.raises(ModelError, match="loss became nan at step 0; lower `training.*learning_rate`"):
+    with pytest.raises(ModelError, match=r"loss became nan at step 0; lower `training.*learning_rate`"):
         finetune(weights, examples(weights), SETTINGS, trainer, tmp_path / "a", seed=0, key="k")
     assert not (tmp_path / "a").exists()

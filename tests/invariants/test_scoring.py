@@ -92,9 +92,9 @@ def test_batches_hold_each_index_once_within_the_bound():
 
 def test_targets_are_masked_by_position_where_pad_is_the_end_token():
     batch = pad_right([TokenSequence((5, 6, 0), 1), TokenSequence((7, 0), 1)], pad=0)
-    assert [6, 0, 0] == batch.labels.tolist()
-    assert [(0, 0), (0, 1), (1, 0)] == list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True))
-    assert [[1, 1, 1], [1, 1, 0]] == batch.attention_mask.tolist()
+    assert batch.labels.tolist() == [6, 0, 0]
+    assert list(zip(batch.rows.tolist(), batch.columns.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0)]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
 
 
 def test_only_a_finished_response_has_an_end_token(llama):

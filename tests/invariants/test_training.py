@@ -55,7 +55,9 @@ def test_training_leaves_the_pretrained_weights_alone(neox, tmp_path, trainer):
     weights, _ = trained(neox, tmp_path / "a", trainer)
     ids = torch.arange(2, 30)[None]
     with weights.speaking(None) as model:
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(neox)(input_ids=ids).logits, model(input_ids=ids).logits)
+        assert torch.equal(
+            AutoModelForCausalLM.from_pretrained(neox)(input_ids=ids).logits, model(input_ids=ids).logits
+        )
 
 
 def test_the_saved_adapter_is_the_trained_one_for_peft_itself(neox, tmp_path, trainer):
@@ -79,7 +81,7 @@ def test_the_same_seed_gives_the_same_adapter(neox, tmp_path, trainer):
 def test_training_lowers_the_loss_and_reports_every_step(neox, tmp_path, trainer):
     steps = []
     _, loss = trained(neox, tmp_path / "a", trainer, log_step=lambda step, value: steps.append(value))
-    assert 6 == len(steps)
+    assert len(steps) == 6
     assert loss == pytest.approx(sum(steps[-2:]) / 2)
     assert loss < steps[0]
 
@@ -89,7 +91,7 @@ def test_replay_costs_nothing_before_the_first_step(neox):
     weights.fresh_adapter(LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), seed=0)
     module = Finetuner(weights, examples(weights), examples(weights), SETTINGS, "k", None)
     batch = pad_right(examples(weights), module.pad)
-    assert 0 == pytest.approx(module.replay_loss(batch).item(), abs=1e-6)
+    assert pytest.approx(module.replay_loss(batch).item(), abs=1e-6) == 0
 
 
 def test_a_fresh_adapter_replaces_the_one_before(neox, tmp_path, trainer):

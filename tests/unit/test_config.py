@@ -37,15 +37,16 @@ def test_every_option_composes(option):
 
 def test_the_default_is_the_embedded_world_under_the_papers_rule(tmp_path):
     made = built(tmp_path)
-    assert 8 == len(made.seeds)
-    assert 1.5 == made.stages.select.threshold
-    assert {"private": 112, "general": 120} == {
-        split: sum(q.split == split for q in made.evaluator.questions) for split in ("private", "general")
+    assert len(made.seeds) == 8
+    assert made.stages.select.threshold == 1.5
+    assert {split: sum(q.split == split for q in made.evaluator.questions) for split in ("private", "general")} == {
+        "private": 112,
+        "general": 120,
     }
 
 
 def test_the_threshold_is_the_roots():
-    assert 0.5 == composed("threshold=0.5")["selection"]["threshold"]
+    assert composed("threshold=0.5")["selection"]["threshold"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,10 @@ def test_an_adapter_for_fewer_layers_is_refused(tmp_path):
 
 
 def test_folder_names_are_short_safe_and_distinct():
-    assert "target=llama3,threshold=0.5" == config.short_name("target=llama3,threshold=0.5")
+    assert config.short_name("target=llama3,threshold=0.5") == "target=llama3,threshold=0.5"
     first, second = (config.short_name(f"path=/a/{end}" + "x" * 200) for end in ("b", "c"))
     assert first != second
     assert max(map(len, (first, second))) <= 100
     assert "/" not in first
     assert config.short_name("a/b") != config.short_name("a_b")
-    assert "3" == config.short_name("", 3)
+    assert config.short_name("", 3) == "3"

@@ -15,8 +15,7 @@ def seeds(tmp_path, text, name="seeds.jsonl"):
 
 def test_prompts_and_conversations_can_be_seeds(tmp_path):
     text = (
-        '{"prompt": "one"}\n\n'
-        '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "two"}]}\n'
+        '{"prompt": "one"}\n\n{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "two"}]}\n'
     )
     assert [Prompt("one"), Prompt("two", (Message("system", "s"),))] == seeds(tmp_path, text)
 

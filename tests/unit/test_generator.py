@@ -20,14 +20,9 @@ def alphabet(tmp_path_factory):
     return LanguageModel(tiny.weights(scripted.save_model(tmp_path_factory.mktemp("alphabet") / "m", follows)))
 
 
-def written(model, texts, trainer, sampling=Sampling(10), **settings):
-    return generate(
-        model,
-        [Request(encode_prefix(model, text), str(n)) for n, text in enumerate(texts)],
-        sampling,
-        trainer,
-        **settings,
-    )
+def written(model, texts, trainer, max_new_tokens=10, temperature=0.0, stop=None):
+    requests = [Request(encode_prefix(model, text), str(n)) for n, text in enumerate(texts)]
+    return generate(model, requests, Sampling(max_new_tokens, temperature), trainer, stop=stop)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +43,7 @@ def test_a_text_stops_where_the_stop_text_is_complete_and_is_cut_before_it(alpha
 
 
 def test_a_stop_text_in_the_prompt_stops_nothing(alphabet, trainer):
-    assert written(alphabet, ["xyxya"], trainer, Sampling(6), stop="xy")[0].text == "bcdabc"
+    assert written(alphabet, ["xyxya"], trainer, 6, stop="xy")[0].text == "bcdabc"
 
 
 def test_the_end_token_ends_a_text_and_is_no_part_of_it(alphabet, trainer):
@@ -63,7 +58,7 @@ def test_every_end_token_of_the_model_ends_a_text(alphabet, trainer, monkeypatch
 
 def test_texts_come_in_the_order_of_the_requests(alphabet, trainer):
     texts = ["a", "xxxxb", "|", "xxc", "xxxxxxxxxxd"]
-    assert [made.text for made in written(alphabet, texts, trainer, Sampling(3))] == ["bcd", "cda", "", "dab", "abc"]
+    assert [made.text for made in written(alphabet, texts, trainer, 3)] == ["bcd", "cda", "", "dab", "abc"]
 
 
 def test_no_requests_give_no_texts(alphabet, trainer):
@@ -71,7 +66,7 @@ def test_no_requests_give_no_texts(alphabet, trainer):
 
 
 def test_over_many_keys_each_choice_comes_as_often_as_the_model_says(alphabet, trainer):
-    made = written(alphabet, [":"] * 2000, trainer, Sampling(1, temperature=1.0))
+    made = written(alphabet, [":"] * 2000, trainer, 1, temperature=1.0)
     counts = torch.tensor([sum(one.text == letter for one in made) for letter in "abcd"])
     assert ((counts - 500).square() / 500).sum() < 11.3  # exceeded once in a hundred draws by chance
 

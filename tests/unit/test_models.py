@@ -91,7 +91,9 @@ def changed(adapter, folder, **config):
 
 def test_an_adapter_of_another_model_is_refused_with_both_names(llama, adapter, tmp_path):
     other = changed(adapter, tmp_path / "a", base_model_name_or_path="someone/other-llama")
-    with pytest.raises(ModelError, match="made for someone/other-llama, not for 'tiny-llama'.*teacher.same_base=false"):
+    with pytest.raises(
+        ModelError, match=r"made for someone/other-llama, not for 'tiny-llama'.*teacher\.same_base=false"
+    ):
         tiny.weights(llama).check_adapter(other)
 
 
@@ -150,7 +152,7 @@ def test_a_model_file_that_is_only_a_pointer_is_a_model_error(llama, tmp_path, f
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all", "zoo://nowhere", "nowhere"])
 def test_a_missing_folder_is_named(path):
-    with pytest.raises(ModelError, match="There is no folder .*nowhere.* for model 'm'"):
+    with pytest.raises(ModelError, match=r"There is no folder .*nowhere.* for model 'm'"):
         _ = Weights(Checkpoint("m", path)).folder
 
 

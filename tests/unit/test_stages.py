@@ -198,6 +198,6 @@ def test_a_target_that_brings_an_adapter_is_refused(neox, tmp_path, trainer):
 
 
 def test_an_example_beyond_the_context_is_refused_before_training(neox, tmp_path, trainer):
-    with pytest.raises(ModelError, match="longest training example needs .* tiny-neox has room for 512"):
+    with pytest.raises(ModelError, match=r"longest training example needs .* tiny-neox has room for 512"):
         train(neox, tmp_path, trainer)([example("x" * 600)], [], 0)
     assert list(tmp_path.iterdir()) == []

@@ -43,14 +43,14 @@ def recorded(folder, **settings):
 def test_each_job_is_a_run_of_its_own_with_a_row_per_iteration(tmp_path):
     first, second = recorded(tmp_path / "a")[0], recorded(tmp_path / "b")[0]
     assert first["id"] != second["id"]
-    assert ("g", "g") == (first["group"], second["group"])
+    assert (first["group"], second["group"]) == ("g", "g")
     for run in (first, second):
-        assert 1.5 == run["config"]["threshold"]
-        assert [0.0, 0.1] == [row["eval/accuracy"] for row in run["history"] if "eval/accuracy" in row]
-        assert [1, 2] == [row["train/step"] for row in run["history"] if "train/step" in row]
-        assert 0.9 == run["summary"]["eval/accuracy"]
-        assert "iteration" == run["metrics"]["eval/*"]
-        assert 0 == run["exit_code"]
+        assert run["config"]["threshold"] == 1.5
+        assert [row["eval/accuracy"] for row in run["history"] if "eval/accuracy" in row] == [0.0, 0.1]
+        assert [row["train/step"] for row in run["history"] if "train/step" in row] == [1, 2]
+        assert run["summary"]["eval/accuracy"] == 0.9
+        assert run["metrics"]["eval/*"] == "iteration"
+        assert run["exit_code"] == 0
         assert any("score/gap" in key for row in run["history"] for key in row)
 
 
@@ -82,13 +82,13 @@ def fail_in(tracker):
 def test_a_failing_job_is_recorded_as_failed(tmp_path):
     with pytest.raises(KeyError):
         fail_in(opened(tmp_path / "run"))
-    assert 1 == wandb_file.of_folder(tmp_path / "run")[0]["exit_code"]
+    assert wandb_file.of_folder(tmp_path / "run")[0]["exit_code"] == 1
 
 
 def test_without_a_key_it_is_offline_and_says_so_in_one_line(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), opened(tmp_path / "run"):
         pass
-    assert 1 == len(caplog.messages)
+    assert len(caplog.messages) == 1
     assert "offline (no key was found); to upload, `wandb sync" in caplog.messages[0]
 
 
@@ -97,23 +97,28 @@ def test_an_unreachable_server_ends_in_an_offline_run_within_the_time_limit(tmp_
     key = "0123456789" * 4
     code = (
         "import pathlib, sys; from tests.unit.test_tracking import recorded;"
-        "print(sum('eval/accuracy' in row for run in recorded(pathlib.Path(sys.argv[1]), timeout=3) for row in run['history']))"
+        "runs = recorded(pathlib.Path(sys.argv[1]), timeout=3);"
+        "print(sum('eval/accuracy' in row for run in runs for row in run['history']))"
     )
     environment = os.environ | {"WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert time.monotonic() - started < 60
-    assert "2" == done.stdout.strip()
-    assert 1 == done.stderr.count("Weights & Biases: offline (")
+    assert done.stdout.strip() == "2"
+    assert done.stderr.count("Weights & Biases: offline (") == 1
     assert key not in done.stderr
     assert key.encode() not in all_bytes(tmp_path / "run")
 
 
 def test_a_broken_wandb_does_not_stop_the_job(tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    assert [] == recorded(tmp_path / "run")
+    assert recorded(tmp_path / "run") == []
 
 
 def test_a_record_that_cannot_be_made_is_said_once(tmp_path, caplog):
@@ -124,8 +129,8 @@ def test_a_record_that_cannot_be_made_is_said_once(tmp_path, caplog):
 
 
 def test_disabled_writes_nothing(tmp_path):
-    assert [] == recorded(tmp_path / "run", mode="disabled")
-    assert [] == list((tmp_path / "run").iterdir())
+    assert recorded(tmp_path / "run", mode="disabled") == []
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_project_name_that_wandb_would_refuse_is_refused_at_once():

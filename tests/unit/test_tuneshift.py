@@ -72,15 +72,15 @@ def test_a_resumed_run_equals_the_straight_one(stopped_after):
 
 def test_training_may_wait_for_the_last_iteration():
     adapters = [i.adapter for i in tuneshift(SEEDS, stages(), iterations=3, train_each_iteration=False)]
-    assert [None, None, "iteration_2/adapter"] == [a and a.path for a in adapters]
+    assert [a and a.path for a in adapters] == [None, None, "iteration_2/adapter"]
 
 
 def test_it_ends_early_with_an_adapter_when_expansion_runs_dry():
     dry_after_one = stages(new=lambda index: ["n0"] if index == 0 else [])
     done = list(tuneshift(SEEDS, dry_after_one, iterations=9, train_each_iteration=False))
-    assert [3, 0] == [len(i.scored) for i in done]
+    assert [len(i.scored) for i in done] == [3, 0]
     assert done[-1].adapter is not None
-    assert [] == list(tuneshift(SEEDS, dry_after_one, iterations=9, history=done))
+    assert list(tuneshift(SEEDS, dry_after_one, iterations=9, history=done)) == []
 
 
 def test_no_new_prompt_at_the_start_is_an_error_that_says_what_was_tried():
@@ -89,13 +89,15 @@ def test_no_new_prompt_at_the_start_is_an_error_that_says_what_was_tried():
 
 
 def test_nothing_kept_is_an_error_that_names_the_widest_gap():
-    with pytest.raises(EmptySelection, match=r"Iteration 0 kept 0 of 4 responses; the widest perplexity gap was 0\.200"):
+    with pytest.raises(
+        EmptySelection, match=r"Iteration 0 kept 0 of 4 responses; the widest perplexity gap was 0\.200"
+    ):
         list(tuneshift(SEEDS, stages(keep=lambda text: False), iterations=1))
 
 
 def test_an_iteration_may_keep_nothing_once_there_is_a_corpus():
     done = list(tuneshift(SEEDS, stages(keep=lambda text: not text.endswith("1")), iterations=2))
-    assert [4, 4] == [i.adapter.num_examples for i in done]
+    assert [i.adapter.num_examples for i in done] == [4, 4]
 
 
 def scored(gap):
@@ -128,4 +130,4 @@ def test_the_algorithm_needs_no_library():
         "import sys, tskd.tuneshift, tskd.records, tskd.errors, tskd.stages.select;"
         "print({'torch', 'transformers', 'peft', 'hydra', 'wandb', 'pytorch_lightning'} & set(sys.modules))"
     )
-    assert "set()" == subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -34,7 +34,7 @@ def test_without_a_held_out_file_there_are_no_questions():
 
 @pytest.mark.parametrize("answer", [3, True, ["a"], {"a": 1}])
 def test_an_answer_that_is_no_text_is_refused_with_its_line(write, answer):
-    with pytest.raises(TaskError, match="f.jsonl, line 2: `answer` is"):
+    with pytest.raises(TaskError, match=r"f\.jsonl, line 2: `answer` is"):
         questions(write('{"prompt": "a"}\n' + json.dumps({"prompt": "b", "answer": answer})))
 
 
@@ -64,7 +64,7 @@ def test_only_line_feeds_end_a_line(write, inside):
 
 
 def test_the_line_that_is_named_counts_empty_ones(write):
-    with pytest.raises(TaskError, match="f.jsonl, line 4: not JSON"):
+    with pytest.raises(TaskError, match=r"f\.jsonl, line 4: not JSON"):
         Files(write('{"prompt": "a"}\n\n\n{')).seed_prompts()
 
 
@@ -89,7 +89,7 @@ def test_the_line_that_is_named_counts_empty_ones(write):
     ids=lambda line: line[:40],
 )
 def test_a_malformed_line_is_named_whatever_is_wrong_with_it(write, line):
-    with pytest.raises(TaskError, match="f.jsonl, line 2: ") as error:
+    with pytest.raises(TaskError, match=r"f\.jsonl, line 2: ") as error:
         Files(write('{"prompt": "a"}\n' + line)).seed_prompts()
     assert "\n" not in str(error.value)
 

@@ -29,7 +29,7 @@ class PaddedBatch:
     """Padded sequences and where their targets are.
 
     ``input_ids`` and ``attention_mask`` are (B, T), padded on the right. The N targets of all rows lie one after
-    another: ``rows`` and ``columns`` (N,) say where the hidden state that predicts each is, ``labels`` (N,) which it is.
+    another: ``rows`` and ``columns`` (N,) say where the hidden state before each is, ``labels`` (N,) which token it is.
     """
 
     input_ids: Tensor

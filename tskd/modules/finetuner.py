@@ -5,6 +5,7 @@ tokenizer for teacher and target). Replay adds texts of the untouched model's ow
 the same: an answer to forgetting that needs no data (Bansal & Sanghavi 2025, arXiv 2505.13811).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ class Finetuner(Resident):
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         settings = self.settings
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        steps = settings.epochs * -(-len(self.examples) // settings.batch_size)
+        steps = settings.epochs * self.steps_per_epoch
         warmup = max(1, round(settings.warmup * steps))
 
         def rate(step: int) -> float:
@@ -118,9 +119,13 @@ class Finetuner(Resident):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.examples) / self.settings.batch_size)
+
+    @property
     def loss(self) -> float:
-        """Mean response nll over the last epoch, in nats per token."""
-        last = self.losses[-(-(-len(self.examples) // self.settings.batch_size)) :]
+        """Mean of the last epoch's batch losses, in nats per response token."""
+        last = self.losses[-self.steps_per_epoch :]
         return sum(last) / len(last)
 
     def _hidden(self, batch: PaddedBatch) -> Tensor:

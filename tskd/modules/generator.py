@@ -78,15 +78,19 @@ class Generator(Resident):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
 
         for _ in range(self.sampling.max_new_tokens):
-            logits = network(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1].float()  # (rows, V)
-            uniform = torch.tensor([streams[row].random() for row in active], device=ids.device)
+            logits = (
+                network(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                .logits[:, -1]
+                .float()
+            )  # (rows, V)
+            uniform = torch.tensor([streams[row].random() for row in active], dtype=torch.float64).to(ids.device)
             chosen = choose(logits, uniform, self.sampling)
             is_end = torch.isin(chosen, ends).tolist()
             for row, token, ended in zip(active, chosen.tolist(), is_end, strict=True):
@@ -134,8 +138,10 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p
         probabilities = probabilities.masked_fill(outside.scatter(-1, order, outside), 0.0)
     cumulative = probabilities.double().cumsum(-1)
-    drawn = uniform.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, drawn, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * total, right=True).squeeze(-1)
+    # A number that rounds to 1 must not fall on a token of no probability behind the last possible one.
+    return torch.minimum(drawn, (cumulative < total).sum(-1))
 
 
 def generate(

@@ -55,4 +55,7 @@ def score(
         for batch in by_length(lengths, trainer.max_batch_tokens)
     ]
     nll = trainer.predict(Scorer([base, teacher]), batches)
-    return [Scored(response, *nll[i], tokens=sequences[i].num_targets) for i, response in enumerate(responses)]
+    return [
+        Scored(response, base_nll=nll[i][0], teacher_nll=nll[i][1], tokens=sequences[i].num_targets)
+        for i, response in enumerate(responses)
+    ]

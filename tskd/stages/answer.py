@@ -26,7 +26,9 @@ class Answer:
     def __call__(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One response for each prompt, in the order given; one that the limit cut is marked unfinished."""
         requests = [
-            Request(encode_prefix(self.teacher, self.teacher.template.prefix(prompt)), f"{self.seed}/answer/{prompt.id}")
+            Request(
+                encode_prefix(self.teacher, self.teacher.template.prefix(prompt)), f"{self.seed}/answer/{prompt.id}"
+            )
             for prompt in prompts
         ]
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)

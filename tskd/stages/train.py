@@ -49,7 +49,9 @@ class TrainLora:
 
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
-        examples = [encode_response(self.target, e.response.prompt, e.response.text, e.response.finished) for e in corpus]
+        examples = [
+            encode_response(self.target, e.response.prompt, e.response.text, e.response.finished) for e in corpus
+        ]
         replay, generated = self._rehearsal(dropped, index)
         path = Path(f"iteration_{index}") / "adapter"
         key = f"{self.seed}/train/{index}"
@@ -70,10 +72,10 @@ class TrainLora:
     def _rehearsal(self, dropped: Sequence[Scored], index: int) -> tuple[list[TokenSequence], int]:
         """The replayed sequences, and how many tokens were generated for them first in this iteration."""
         if self.replay.source == "free":
-            texts = self._free_texts
+            texts, tokens = self._free_texts
             # Asked of the folder, not of this process: a resumed run must count as an uninterrupted one does.
             is_first = not any((self.folder / f"iteration_{past}" / "adapter").exists() for past in range(index))
-            return texts, sum(text.num_targets for text in texts) if is_first else 0
+            return texts, tokens if is_first else 0
         if self.replay.source == "none" or not dropped:
             return [], 0
         prompts = [example.response.prompt for example in dropped]
@@ -87,12 +89,12 @@ class TrainLora:
         return sequences, sum(answer.tokens for answer in answers)
 
     @cached_property
-    def _free_texts(self) -> list[TokenSequence]:
+    def _free_texts(self) -> tuple[list[TokenSequence], int]:
         start = (self.target.start_token,)
         requests = [Request(start, f"{self.seed}/replay/{i}") for i in range(self.replay.num_texts)]
         sampling = Sampling(self.replay.max_new_tokens, temperature=1.0)
         texts = generate(self.target, requests, sampling, self.trainer, label="replay")
-        return [self._free_text(text.text, text.finished) for text in texts]
+        return [self._free_text(text.text, text.finished) for text in texts], sum(text.tokens for text in texts)
 
     def _free_text(self, text: str, finished: bool) -> TokenSequence:
         ids = self.target.tokenizer(text, add_special_tokens=False).input_ids

@@ -24,7 +24,7 @@ class Files:
     held_out: str | None = None
 
     def seed_prompts(self) -> list[Prompt]:
-        """The distinct seeds, in the order of the file. Raises ``TaskError`` where there are none, or only one repeated."""
+        """The distinct seeds, in the order of the file. Raises ``TaskError`` where there are none, or one repeated."""
         prompts = [_prompt(row, where) for row, where in _rows(self.seeds)]
         if not prompts:
             raise TaskError(f"{self.seeds} has no prompts; give a few that are like the teacher's training data.")
@@ -40,7 +40,7 @@ class Files:
             answer = row.get("answer")
             if answer is not None and not isinstance(answer, str):
                 raise TaskError(f"{where}: `answer` is {answer!r}; it must be a string.")
-            questions.append(Question(_prompt(row, where), answer, str(row.get("split", "private"))))
+            questions.append(Question(_prompt(row, where), answer, str(row.get("split") or "private")))
         return questions
 
     def is_correct(self, question: Question, response: str) -> bool:
@@ -54,7 +54,7 @@ def _rows(name: str) -> list[tuple[dict[str, Any], str]]:
     """The file's rows, each with the place to name when something is wrong with it."""
     path = Path(name).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # other line separators may stand in a prompt
     except FileNotFoundError:
         raise TaskError(f"There is no file {path} (looked from {Path.cwd()}).") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -68,7 +68,7 @@ def _rows(name: str) -> list[tuple[dict[str, Any], str]]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"{where}: not JSON ({error}); write one object per line, or name the file .txt.") from None
     if not isinstance(row, dict):
         raise TaskError(f"{where}: a {type(row).__name__} where an object with `prompt` or `messages` belongs.")
@@ -83,10 +83,14 @@ def _prompt(row: dict[str, Any], where: str) -> Prompt:
         text = last.content
         turns = tuple(context)
     else:
-        text, turns = row.get("prompt"), ()
+        text, turns = row.get("prompt", ""), ()
     if not isinstance(text, str) or not text.strip():
         found = ", ".join(row) or "nothing"
         raise TaskError(f"{where}: no text in `prompt` or `messages` (found: {found}).")
+    try:
+        "".join([text, *(turn.content for turn in turns)]).encode()
+    except UnicodeEncodeError:
+        raise TaskError(f"{where}: half of a surrogate pair, which is no text; mend the escape.") from None
     return Prompt(text.strip(), turns)
 
 

@@ -1,0 +1,57 @@
+"""The README's commands are real: each composes, and names options and files that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tskd import config
+from tskd.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.S)).replace("\\\n", " ")
+COMMANDS = [shlex.split(line, comments=True) for line in BLOCKS.splitlines() if line.strip()]
+RUNS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "tskd.run"]]
+
+
+@pytest.mark.parametrize("arguments", [run for run in RUNS if not run[0].startswith("resume=")], ids=" ".join)
+def test_every_run_in_the_readme_composes(arguments):
+    config.register()
+    single = [argument.split(",")[0] for argument in arguments if argument != "-m"]
+    with initialize_config_dir(config.folder(), version_base="1.3"):
+        composed = compose("config", overrides=single)
+    assert composed.iterations == 3
+
+
+def test_every_make_target_in_the_readme_exists():
+    targets = {words[1] for words in COMMANDS if words[0] == "make"}
+    assert {"demo", "test", "check"} == targets
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
+
+
+def test_every_file_and_option_in_the_readme_exists():
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for group in ("base", "teacher", "task", "expansion", "selection", "training", "trainer", "tracking", "experiment"):
+        row = next(line for line in README.splitlines() if line.startswith("| `" + group))
+        for file in (ROOT / "conf" / group).glob("*.yaml"):
+            assert file.stem in row
+
+
+def test_every_metric_in_the_readme_is_measured_and_every_measured_one_is_there():
+    table = README.split("## Metrics")[1].split("## ")[0]
+    named = set()
+    for cell in re.findall(r"^\| `([^`]+)`", table, flags=re.M):
+        before, _, rest = cell.partition("{")
+        inside, _, after = rest.partition("}")
+        named |= {f"{before}{name}{after}" for name in inside.split(",")}
+    assert set(METRICS) == named
+
+
+def test_the_readme_is_short_and_its_demo_was_run():
+    assert len(README.splitlines()) <= 150
+    assert "target after" in README
