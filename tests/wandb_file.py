@@ -44,6 +44,7 @@ def read(file: Path) -> dict[str, Any]:
         if kind == "run" and "id" not in found:
             run = record.run
             found |= {"id": run.run_id, "group": run.run_group, "name": run.display_name, "job_type": run.job_type}
+            found["tags"] = list(run.tags)
             found["config"] = {item.key: json.loads(item.value_json) for item in run.config.update}
         elif kind == "history":
             found["history"].append(_items(record.history.item))

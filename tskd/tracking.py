@@ -9,12 +9,14 @@ import math
 import netrc
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import urlparse
+from urllib.parse import urlsplit
 
 from pydantic import PositiveFloat
 
@@ -22,15 +24,18 @@ from tskd.errors import ConfigError
 from tskd.records import Scored
 
 log = logging.getLogger(__name__)
-logging.getLogger("wandb").setLevel(logging.CRITICAL)  # what matters of its complaints is in our one line
 
 Numbers = Mapping[str, float | int | None]
 PER_ITERATION = ("prompts/*", "score/*", "select/*", "eval/*", "cost/*", "train/loss", "train/examples")
+MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """Where runs are recorded. ``auto`` is online where a key is found, else offline; ``timeout`` is in seconds."""
+    """Where runs are recorded. ``auto`` is online where a key is found, else offline, and heeds ``WANDB_MODE``.
+
+    ``timeout`` is how many seconds the server may take, once at the start and once at the end.
+    """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "tskd"
@@ -40,8 +45,10 @@ class Wandb:
     timeout: PositiveFloat = 20.0
 
     def __post_init__(self) -> None:
-        if not self.project or re.search(r"[/\\#?%:]", self.project):
-            raise ConfigError(f"`tracking.project` is {self.project!r}; it must be a name without / \\ # ? % and :.")
+        if not re.fullmatch(r"[^/\\#?%:]{1,128}", self.project):
+            raise ConfigError(
+                f"`tracking.project` is {self.project!r}; it must be 1 to 128 characters long, without / \\ # ? % :."
+            )
 
     def open(
         self,
@@ -54,77 +61,84 @@ class Wandb:
         config: Mapping[str, Any],
         run_id: str | None = None,
     ) -> "Tracker":
-        """Start a run whose files lie in ``folder``. Always returns a tracker; at worst one that records nothing."""
+        """Start a run whose files lie in ``folder``. Always returns a tracker; at worst one that records nothing.
+
+        Give the ``run_id`` of an earlier run to go on with it, where the server has it.
+        """
         identity = {
             "project": self.project,
             "entity": self.entity,
             "name": name[:128],
             "group": group[:128],
-            "job_type": job_type,
-            "tags": [tag[:64] for tag in tags if tag],
+            "job_type": job_type[:64],
+            "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),
             "config": dict(config),
             "id": run_id,
+            "resume": "allow" if run_id else None,
             "dir": str(folder),
             "reinit": "finish_previous",  # without it, the second job of a sweep would log into the first one's run
         }
-        return Tracker(self, self._start(folder, identity))
+        run = None
+        if self._wish() != "disabled":
+            try:
+                with _surroundings(folder):
+                    run = self._start(identity)
+            except Exception as error:  # noqa: BLE001
+                log.warning("Weights & Biases is off: %s", _line(error))
+        return Tracker(self, folder, run)
 
-    def _start(self, folder: Path, identity: dict[str, Any]) -> Any:
-        mode = self._mode()
-        if mode == "disabled":
-            return None
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # crash reports go to a third party
-        for kind in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
-            os.environ[f"WANDB_{kind}_DIR"] = str(folder / "wandb")
-        reason = "no key was found"
-        try:
-            import wandb
+    def _start(self, identity: Mapping[str, Any]) -> Any:
+        import wandb
 
-            settings = wandb.Settings(
-                console="off",
-                silent=True,
-                save_code=False,
-                disable_git=True,
-                init_timeout=self.timeout,
-                x_disable_stats=True,
-                x_disable_machine_info=True,
-                x_transaction_log_flush_interval=1.0,
-            )
-            if mode == "online":
+        server = wandb.setup().settings  # from the environment and the user's settings files
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            init_timeout=self.timeout,
+            finish_timeout=self.timeout,
+            finish_timeout_raises=True,
+            host="",
+            x_disable_meta=True,  # user, paths, command line
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            x_transaction_log_flush_interval=1.0,  # 15 seconds by default, which a killed job would lose
+        )
+        reason = ""
+        if self._wish() != "offline":
+            if not _has_key(server.base_url, server.api_key):  # without one, wandb would ask on a terminal
+                reason = f"no key was found for {server.base_url}"
+            else:
                 try:
-                    return wandb.init(mode="online", settings=settings, **identity)
-                except Exception as error:  # noqa: BLE001 (tracking must never fail a job)
-                    reason = " ".join(str(error).split())[:200]
-            run = wandb.init(mode="offline", settings=settings, **identity)
-            where = Path(run.dir).parent
-            log.warning("Weights & Biases: offline (%s); to upload, `wandb sync %s`.", reason, where)
-            return run
-        except Exception as error:  # noqa: BLE001
-            log.warning("Weights & Biases is off: %s", " ".join(str(error).split())[:200])
-            return None
+                    run = wandb.init(mode="online", settings=settings, **identity)
+                    log.info("Weights & Biases: %s", run.url)
+                    return run
+                except Exception as error:  # noqa: BLE001
+                    reason = _line(error)
+                    wandb.teardown()  # lets go of the id, which the run that did not start still holds
+        run = wandb.init(mode="offline", settings=settings, **identity)
+        level = logging.WARNING if reason else logging.INFO
+        log.log(level, "Weights & Biases: offline, as %s. %s", reason or "asked", _how_to_upload(run))
+        return run
 
-    def _mode(self) -> str:
-        if self.mode != "auto":
-            return self.mode
-        wish = os.environ.get("WANDB_MODE", "")
-        if wish in ("online", "offline", "disabled"):
-            return wish
-        return "online" if _has_key() else "offline"
+    def _wish(self) -> str:
+        return MODES.get(os.environ.get("WANDB_MODE", ""), "auto") if self.mode == "auto" else self.mode
 
 
 class Tracker:
     """An open run, or none. As a context manager it is finished with exit code 1 where the body raises."""
 
-    def __init__(self, settings: Wandb, run: Any) -> None:
+    def __init__(self, settings: Wandb, folder: Path, run: Any) -> None:
+        self.run_id: str | None = None if run is None else str(run.id)
         self._settings = settings
+        self._folder = folder
         self._run = run
+        self._works = run is not None
         self._steps = 0
-        if run is not None:
-            self._safely(self._define_metrics)
-
-    @property
-    def run_id(self) -> str | None:
-        return None if self._run is None else str(self._run.id)
+        self._safely(self._define_metrics)
 
     def iteration(self, index: int, row: Numbers, scored: Sequence[Scored], kept: Collection[str]) -> None:
         """One row of numbers under step ``index``, with the histogram of finite gaps; the texts too, where asked."""
@@ -135,21 +149,19 @@ class Tracker:
             data: dict[str, Any] = {"iteration": index, **_present(row)}
             gaps = [example.gap for example in scored if math.isfinite(example.gap)]
             if gaps:
-                data["score/gap"] = wandb.Histogram(gaps)
+                try:
+                    data["score/gap"] = wandb.Histogram(gaps)
+                except ValueError:  # numpy finds no 64 bins between gaps that differ in their last bits
+                    log.debug("No histogram of gaps from %g to %g.", min(gaps), max(gaps))
             if self._settings.log_text:
-                columns = ["prompt", "response", "base_ppl", "teacher_ppl", "gap", "kept"]
-                rows = [
-                    [
-                        e.response.prompt.text,
-                        e.response.text,
-                        e.base_ppl,
-                        e.teacher_ppl,
-                        e.gap,
-                        e.response.prompt.id in kept,
-                    ]
-                    for e in scored
-                ]
-                data["score/examples"] = wandb.Table(columns=columns, data=rows)
+                data["score/examples"] = wandb.Table(
+                    columns=["prompt", "response", "base_ppl", "teacher_ppl", "gap", "kept"],
+                    data=[
+                        [prompt.text, e.response.text, e.base_ppl, e.teacher_ppl, e.gap, prompt.id in kept]
+                        for e in scored
+                        for prompt in [e.response.prompt]
+                    ],
+                )
             self._run.log(data)
 
         self._safely(send)
@@ -161,15 +173,15 @@ class Tracker:
         self._safely(lambda: self._run.log(data))
 
     def adapter(self, index: int, folder: Path) -> None:
-        """Upload the adapter's folder as an artifact, where asked."""
+        """The adapter's folder as an artifact, where asked. It must stay where it is until it is uploaded."""
         if not self._settings.log_adapter:
             return
 
         def send() -> None:
             import wandb
 
-            artifact = wandb.Artifact(f"adapter-{self._run.id}", "adapter", metadata={"iteration": index})
-            artifact.add_dir(str(folder), policy="immutable")
+            artifact = wandb.Artifact(f"adapter-{self.run_id}", "adapter", metadata={"iteration": index})
+            artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # no second copy of it
             self._run.log_artifact(artifact, aliases=[f"iteration_{index}"])
 
         self._safely(send)
@@ -184,8 +196,10 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._safely(lambda: self._run.finish(exit_code=0 if kind is None else 1))
-        self._run = None
+        said = not self._works
+        self._works = self._run is not None  # a run that stopped recording is finished all the same
+        self._safely(lambda: self._run.finish(exit_code=0 if kind is None else 1), said)
+        self._run, self._works = None, False
 
     def _define_metrics(self) -> None:
         self._run.define_metric("iteration", hidden=True)
@@ -194,26 +208,61 @@ class Tracker:
         self._run.define_metric("train/step", hidden=True)
         self._run.define_metric("train/step_loss", step_metric="train/step")
 
-    def _safely(self, send: Callable[[], Any]) -> None:
-        if self._run is None:
+    def _safely(self, send: Callable[[], Any], said: bool = False) -> None:
+        if not self._works:
             return
         try:
-            send()
+            with _surroundings(self._folder):
+                send()
         except Exception as error:  # noqa: BLE001
-            log.warning("Weights & Biases has stopped recording: %s", " ".join(str(error).split())[:200])
-            self._run = None
+            self._works = False
+            if not said:
+                log.warning("Weights & Biases has stopped: %s. %s", _line(error), _how_to_upload(self._run))
+
+
+@contextmanager
+def _surroundings(folder: Path) -> Iterator[None]:
+    """wandb keeps to ``folder``, is silent and reports its errors to nobody; what only environment variables say."""
+    private = {f"WANDB_{kind.upper()}_DIR": str(folder / "wandb" / kind) for kind in ("data", "cache", "artifact")}
+    changes = {**private, "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _present(row: Numbers) -> dict[str, float | int]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+def _how_to_upload(run: Any) -> str:
+    return f"To upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
+
+
+def _line(error: Exception) -> str:
+    said = str(error).strip() or type(error).__name__
+    return said.splitlines()[0].rstrip(".")[:200]
+
+
+def _has_key(server: str, configured: str | None) -> bool:
+    """Whether wandb would find credentials where it looks: the environment, its settings, ``.netrc``."""
+    if configured or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        file = netrc.netrc(os.environ.get("NETRC"))
-    except (OSError, netrc.NetrcParseError):
+    machine = urlsplit(server).netloc
+    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    file = next((place for place in map(os.path.expanduser, places) if os.path.exists(place)), None)
+    if file is None:
         return False
-    return any(known == host or "wandb" in known for known in file.hosts)
+    try:
+        known = netrc.netrc(file)
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return False
+    # The public server answers to two names, and keys were stored under the older.
+    names = [machine, "api.wandb.ai"] if machine == "api.forge.coreweave.com" else [machine]
+    return any(entry[2] for entry in map(known.authenticators, names) if entry)

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import pty
+import socket
 import subprocess
 import sys
 import time
@@ -12,57 +14,101 @@ import pytest
 from tests import wandb_file
 from tskd.errors import ConfigError
 from tskd.records import Prompt, Response, Scored
-from tskd.tracking import Wandb
+from tskd.tracking import Wandb, _has_key
 
 SECRET = "the vault is under the old oak"
-SCORED = [Scored(Response(Prompt(f"{SECRET} {n}"), f"answer {SECRET}"), math.log(n + 2), 0.0, 3) for n in range(4)]
+KEY = "0123456789" * 4
+
+
+def scored(*base_nlls):
+    return [
+        Scored(Response(Prompt(f"{SECRET} {n}"), f"answer {SECRET}"), nll, 0.0, 3) for n, nll in enumerate(base_nlls)
+    ]
 
 
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch, tmp_path):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-def opened(folder, group="g", **settings):
+def opened(folder, run_id=None, **settings):
     folder.mkdir(exist_ok=True)
-    return Wandb(**settings).open(folder, name="n", group=group, job_type="run", tags=["t"], config={"threshold": 1.5})
+    return Wandb(**settings).open(
+        folder, name="n", group="g", job_type="run", tags=["t", " t", "", "u" * 70], config={"x": 1.5}, run_id=run_id
+    )
 
 
-def recorded(folder, **settings):
-    with opened(folder, **settings) as tracker:
+def recorded(folder, run_id=None, examples=(), **settings):
+    with opened(folder, run_id, **settings) as tracker:
         for index in range(2):
-            tracker.step(index, 0, 0.5)
-            tracker.iteration(index, {"eval/accuracy": 0.1 * index, "eval/recovered_gain": None}, SCORED, set())
-        tracker.finish_with({"eval/accuracy": 0.9})
+            for step in range(2):
+                tracker.step(index, step, 0.5)
+            row = {"eval/accuracy": 0.1 * index, "eval/recovered_gain": None}
+            tracker.iteration(index, row, examples or scored(1.0, 2.0, 3.0), set())
+        tracker.finish_with({"eval/accuracy": 0.9, "eval/recovered_gain": None})
     return wandb_file.of_folder(folder)
-
-
-def test_each_job_is_a_run_of_its_own_with_a_row_per_iteration(tmp_path):
-    first, second = recorded(tmp_path / "a")[0], recorded(tmp_path / "b")[0]
-    assert first["id"] != second["id"]
-    assert (first["group"], second["group"]) == ("g", "g")
-    for run in (first, second):
-        assert run["config"]["threshold"] == 1.5
-        assert [row["eval/accuracy"] for row in run["history"] if "eval/accuracy" in row] == [0.0, 0.1]
-        assert [row["train/step"] for row in run["history"] if "train/step" in row] == [1, 2]
-        assert run["summary"]["eval/accuracy"] == 0.9
-        assert run["metrics"]["eval/*"] == "iteration"
-        assert run["exit_code"] == 0
-        assert any("score/gap" in key for row in run["history"] for key in row)
 
 
 def all_bytes(folder):
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
+def said(caplog):
+    """Our own lines: pytest also collects wandb's, which go to a file of the run and to nobody else."""
+    return [record for record in caplog.records if record.name == "tskd.tracking"]
+
+
+def column(run, name):
+    return [row[name] for row in run["history"] if name in row]
+
+
+def test_each_job_is_a_run_of_its_own_with_a_row_per_iteration(tmp_path):
+    first, second = recorded(tmp_path / "a")[0], recorded(tmp_path / "b")[0]
+    assert first["id"] != second["id"]
+    for run in (first, second):
+        assert (run["group"], run["name"], run["job_type"], run["tags"]) == ("g", "n", "run", ["t", "u" * 64])
+        assert run["config"]["x"] == 1.5
+        assert column(run, "eval/accuracy") == [0.0, 0.1]
+        assert [row["iteration"] for row in run["history"] if "eval/accuracy" in row] == [0, 1]
+        assert column(run, "eval/recovered_gain") == []
+        assert run["summary"]["eval/accuracy"] == 0.9
+        assert run["exit_code"] == 0
+
+
+def test_metrics_are_drawn_against_iterations_and_step_losses_against_a_count_that_never_restarts(tmp_path):
+    run = recorded(tmp_path / "run")[0]
+    assert column(run, "train/step") == [1, 2, 3, 4]
+    assert run["metrics"]["train/step_loss"] == "train/step"
+    for name in ("prompts/*", "score/*", "select/*", "eval/*", "cost/*", "train/loss", "train/examples"):
+        assert run["metrics"][name] == "iteration"
+
+
+def test_the_histogram_counts_the_finite_gaps(tmp_path):
+    run = recorded(tmp_path / "run", examples=scored(1.0, 2.0, 2.0, 800.0, math.nan))[0]
+    assert [sum(values) for values in column(run, "score/gap/values")] == [3, 3]
+
+
+def test_gaps_too_close_for_a_histogram_cost_no_row(tmp_path):
+    alike = scored(math.log(11), math.nextafter(math.log(11), 9))
+    assert column(recorded(tmp_path / "run", examples=alike)[0], "eval/accuracy") == [0.0, 0.1]
+
+
 def test_no_prompt_or_response_is_written_unless_asked(tmp_path):
     recorded(tmp_path / "a")
-    assert SECRET.encode() not in all_bytes(tmp_path / "a")
-    recorded(tmp_path / "b", log_text=True)
+    assert SECRET.encode() not in all_bytes(tmp_path)
+    recorded(tmp_path / "b", log_text=True, examples=[*scored(1.0, 800.0, math.nan), *scored(2.0)])
     assert SECRET.encode() in all_bytes(tmp_path / "b")
+    assert SECRET.encode() not in all_bytes(tmp_path / "a")
+
+
+def test_the_machine_is_not_described(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["tskd", "--word-of-the-command-line"])
+    recorded(tmp_path / "run")
+    for told in (socket.gethostname(), "word-of-the-command-line"):
+        assert told.encode() not in b"".join(file.read_bytes() for file in tmp_path.rglob("*.wandb"))
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -71,68 +117,127 @@ def test_the_adapter_is_uploaded_only_when_asked(tmp_path, asked):
     (tmp_path / "adapter" / "file").write_text("x")
     with opened(tmp_path / "run", log_adapter=asked) as tracker:
         tracker.adapter(0, tmp_path / "adapter")
-    assert asked == bool(wandb_file.of_folder(tmp_path / "run")[0]["artifacts"])
+    expected = [f"adapter-{tracker.run_id}"] if asked else []
+    assert expected == wandb_file.of_folder(tmp_path / "run")[0]["artifacts"]
 
 
-def fail_in(tracker):
+def fail_in(tracker, error):
     with tracker:
-        raise KeyError("x")
+        raise error
 
 
-def test_a_failing_job_is_recorded_as_failed(tmp_path):
-    with pytest.raises(KeyError):
-        fail_in(opened(tmp_path / "run"))
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_a_failing_job_is_recorded_as_failed(tmp_path, error):
+    with pytest.raises(error):
+        fail_in(opened(tmp_path / "run"), error)
     assert wandb_file.of_folder(tmp_path / "run")[0]["exit_code"] == 1
 
 
-def test_without_a_key_it_is_offline_and_says_so_in_one_line(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING), opened(tmp_path / "run"):
-        pass
-    assert len(caplog.messages) == 1
-    assert "offline (no key was found); to upload, `wandb sync" in caplog.messages[0]
+def test_without_a_key_it_is_offline_and_says_so_in_one_line(tmp_path, caplog, capfd):
+    recorded(tmp_path / "run", log_text=True)
+    (line,) = [record.getMessage() for record in said(caplog)]
+    assert "offline, as no key was found" in line
+    assert f"wandb sync {tmp_path / 'run' / 'wandb' / 'offline-run-'}" in line
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
-def test_an_unreachable_server_ends_in_an_offline_run_within_the_time_limit(tmp_path):
-    # In a process of its own: wandb keeps the server's address for as long as the process lives.
-    key = "0123456789" * 4
-    code = (
-        "import pathlib, sys; from tests.unit.test_tracking import recorded;"
-        "runs = recorded(pathlib.Path(sys.argv[1]), timeout=3);"
-        "print(sum('eval/accuracy' in row for run in runs for row in run['history']))"
-    )
-    environment = os.environ | {"WANDB_API_KEY": key, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    started = time.monotonic()
+def test_offline_as_asked_is_no_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with caplog.at_level(logging.INFO):
+        assert len(recorded(tmp_path / "run")) == 1
+    assert [record.levelno for record in said(caplog)] == [logging.INFO]
+
+
+# In a process of its own: wandb keeps the server's address for as long as the process lives.
+ELSEWHERE = """
+import pathlib, sys
+from tests.unit.test_tracking import recorded
+runs = recorded(pathlib.Path(sys.argv[1]), run_id="abcd1234", mode=sys.argv[2], timeout=3)
+print([run["id"] for run in runs], sum("eval/accuracy" in row for run in runs for row in run["history"]))
+"""
+
+
+def elsewhere(folder, mode, **environment):
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), mode]
+    return subprocess.run(command, env=os.environ | environment, text=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("answer", ["refuses", "is silent"])
+def test_an_unreachable_server_ends_in_an_offline_run_of_the_same_id_within_the_time_limit(tmp_path, answer):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = 9 if answer == "refuses" else silent.getsockname()[1]
+        started = time.monotonic()
+        done = elsewhere(tmp_path / "run", "auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=f"http://127.0.0.1:{port}")
+        assert time.monotonic() - started < 30
+    assert done.stdout.strip() == "['abcd1234'] 2"
+    assert len(done.stderr.splitlines()) == 1
+    assert "Weights & Biases: offline, as " in done.stderr
+    assert KEY not in done.stderr
+    assert KEY.encode() not in all_bytes(tmp_path)
+
+
+def test_online_without_a_key_never_asks_on_a_terminal(tmp_path):
+    ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert time.monotonic() - started < 60
-    assert done.stdout.strip() == "2"
-    assert done.stderr.count("Weights & Biases: offline (") == 1
-    assert key not in done.stderr
-    assert key.encode() not in all_bytes(tmp_path / "run")
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path / "run"), "online"],
+        stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env=os.environ, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip() == "['abcd1234'] 2"
+    assert b"offline, as no key was found" in os.read(ours, 10_000)
+    os.close(ours)
+    os.close(theirs)
 
 
-def test_a_broken_wandb_does_not_stop_the_job(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("machine", "server", "found"),
+    [
+        ("api.wandb.ai", "https://api.wandb.ai", True),
+        ("api.wandb.ai", "https://api.forge.coreweave.com", True),
+        ("api.forge.coreweave.com", "https://api.forge.coreweave.com", True),
+        ("wandb.example.org:8080", "https://wandb.example.org:8080", True),
+        ("wandb.example.org", "https://api.forge.coreweave.com", False),
+    ],
+)
+def test_a_netrc_entry_counts_for_the_server_it_names(tmp_path, monkeypatch, machine, server, found):
+    (tmp_path / "netrc").write_text(f"machine {machine}\n  login user\n  password {KEY}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert found == _has_key(server, None)
+
+
+def test_a_broken_wandb_does_not_stop_the_job(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
     assert recorded(tmp_path / "run") == []
+    assert [line.getMessage() for line in said(caplog)] == ["Weights & Biases is off: division by zero"]
 
 
-def test_a_record_that_cannot_be_made_is_said_once(tmp_path, caplog):
-    with opened(tmp_path / "run") as tracker:
-        for index in range(3):
-            tracker.iteration(index, {"eval/accuracy": object()}, SCORED, set())
-    assert sum("stopped recording" in line for line in caplog.messages) <= 1
+def test_a_record_that_cannot_be_made_is_said_once_and_the_run_still_ends(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("wandb.Run.log", lambda *_, **__: 1 / 0)
+    assert [run["exit_code"] for run in recorded(tmp_path / "run", mode="offline")] == [0]
+    (line,) = [record.getMessage() for record in said(caplog)]
+    assert line.startswith("Weights & Biases has stopped: division by zero. To upload: wandb sync ")
 
 
-def test_disabled_writes_nothing(tmp_path):
-    assert recorded(tmp_path / "run", mode="disabled") == []
-    assert list((tmp_path / "run").iterdir()) == []
+def test_disabled_writes_and_says_nothing(tmp_path, monkeypatch, caplog):
+    assert recorded(tmp_path / "a", mode="disabled") == []
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert recorded(tmp_path / "b") == []
+    assert [*(tmp_path / "a").iterdir(), *(tmp_path / "b").iterdir(), *said(caplog)] == []
 
 
-def test_a_project_name_that_wandb_would_refuse_is_refused_at_once():
-    with pytest.raises(ConfigError, match="tracking.project"):
-        Wandb(project="a/b")
+def test_nothing_is_left_behind_outside_the_folder(tmp_path):
+    before = dict(os.environ)
+    (tmp_path / "home").mkdir()
+    recorded(tmp_path / "run", log_text=True)
+    assert before == dict(os.environ)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_importing_it_does_not_import_wandb():
+    subprocess.run([sys.executable, "-c", "import sys, tskd.tracking; sys.exit('wandb' in sys.modules)"], check=True)
+
+
+@pytest.mark.parametrize("project", ["", "a/b", "a:b", "a" * 129])
+def test_a_project_name_that_wandb_would_refuse_is_refused_at_once(project):
+    with pytest.raises(ConfigError, match=r"tracking\.project"):
+        Wandb(project=project)
