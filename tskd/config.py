@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import MISSING as REQUIRED
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -73,6 +73,8 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
 
     Raises ``ConfigError`` that lists everything wrong with the node at once.
     """
+    if not is_dataclass(kind):
+        raise ConfigError(f"`{where}` names {kind!r}, which is no dataclass; its fields are what can be set.")
     hints = get_type_hints(kind, include_extras=True)
     settable = {field.name: field for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
     values, problems = {}, []

@@ -44,6 +44,10 @@ def record_success(folder: Path) -> None:
     artifacts.write_json(folder / "status.json", {"status": "completed"})
 
 
+def completed(folder: Path) -> bool:
+    return _read(folder / "status.json").get("status") == "completed"
+
+
 def of_sweep(folder: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Name, status and result of each job in a sweep's folder, best first: by accuracy, failed ones last."""
     jobs = []

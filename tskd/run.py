@@ -27,7 +27,7 @@ from tskd.metrics import Row, iteration_metrics
 from tskd.models import Checkpoint, LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Iteration, Prompt
+from tskd.records import Iteration, Prompt, Selection
 from tskd.stages.answer import Answer
 from tskd.stages.score import Score
 from tskd.stages.train import Replay, TrainLora
@@ -174,7 +174,7 @@ def run_metrics(
         index=history[-1].index,
         expansion=history[-1].expansion,
         scored=tuple(example for past in history for example in past.scored),
-        selection=history[-1].selection.__class__(
+        selection=Selection(
             kept=tuple(example for past in history for example in past.selection.kept),
             dropped=tuple(example for past in history for example in past.selection.dropped),
         ),
@@ -257,7 +257,7 @@ def main() -> None:
             of_sweep = jobs.of_sweep(folder)
             console.sweep(of_sweep, folder)
             raise SystemExit(0 if all(status["status"] == "completed" for _, status, _ in of_sweep) else 1)
-    if "failed" in (folder / "status.json").read_text():
+    if not jobs.completed(folder):
         raise SystemExit(1)
 
 

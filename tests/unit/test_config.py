@@ -87,6 +87,22 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, sai
         built(tmp_path, *overrides)
 
 
+def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeypatch):
+    (tmp_path / "my_rules.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class KeepNone:\n"
+        "    threshold: float\n"
+        "class Bare:\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = built(tmp_path, "selection._target_=my_rules.KeepNone", "threshold=0.3")
+    assert ("KeepNone", 0.3) == (type(made.stages.select).__name__, made.stages.select.threshold)
+    with pytest.raises(ConfigError, match="which is no dataclass"):
+        built(tmp_path, "selection._target_=my_rules.Bare")
+
+
 def test_an_adapter_for_fewer_layers_is_refused(tmp_path):
     base = tiny.save_model(tmp_path / "m" / "same-name")
     adapter = tiny.save_adapter(base, tmp_path / "adapter")
