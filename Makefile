@@ -18,14 +18,14 @@ install: .venv/.installed
 	touch $@
 
 test: install  ## all tests
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: install  ## what CI runs: style, types, layers, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
 
 atlas: install  ## remake the embedded world
 	$(BIN)/python experiments/atlas/build.py

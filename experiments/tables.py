@@ -26,8 +26,7 @@ def table(rows: dict[str, dict[str, float]], label: str, spread: bool) -> str:
     for name, result in rows.items():
         lines.append(f"| {name} | " + " | ".join(_show(result[key]) for key in COLUMNS.values()) + " |")
     if spread:
-        columns = [[result[key] for result in rows.values()] for key in COLUMNS.values()]
-        cells = [f"{_show(fmean(values))} ± {_show(stdev(values))}" for values in columns]
+        cells = [f"{_show(fmean(values))} ± {_show(stdev(values))}" for values in _columns(list(rows.values()))]
         lines.append(f"| mean ± sd, n = {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -38,9 +37,23 @@ def default_table() -> str:
 
 def threshold_table() -> str:
     rows = {}
-    for threshold, suffix in (("0", ",threshold=0"), ("1.5", "")):
+    for threshold, suffix in (("0", ",threshold=0"), ("0.5", ",threshold=0.5"), ("1.5", ""), ("4", ",threshold=4")):
         rows |= {f"{threshold}, seed {seed}": read(f"atlas_seed={seed}{suffix}") for seed in (0, 1)}
-    return table(rows, "threshold", spread=False) + "\n| 0.5, 4 | not run to the end" + " |" * len(COLUMNS)
+    return table(rows, "threshold", spread=False)
+
+
+def replay_table() -> str:
+    rows = {}
+    prefixes = {"none": "replay=none,", "KL, weight 1": "weight=1,", "KL, weight 3": "weight=3,", "KL, weight 10": ""}
+    for label, prefix in prefixes.items():
+        results = [read(f"atlas_{prefix}seed={seed}") for seed in (0, 1, 2)]
+        rows[label] = [f"{_show(fmean(values))} ± {_show(stdev(values))}" for values in _columns(results)]
+    lines = ["| replay | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())])
+
+
+def _columns(results: list[dict[str, float]]) -> list[list[float]]:
+    return [[result[key] for result in results] for key in COLUMNS.values()]
 
 
 def _show(value: float) -> str:
@@ -48,4 +61,4 @@ def _show(value: float) -> str:
 
 
 if __name__ == "__main__":
-    print(default_table(), threshold_table(), sep="\n\n")
+    print(default_table(), threshold_table(), replay_table(), sep="\n\n")

@@ -4,6 +4,7 @@
     iteration_0/prompts.jsonl         new prompts, and iteration_0/expansion.json: what they cost
     iteration_0/{responses,scored,kept,dropped}.jsonl
     iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained
+    evaluation/{base,teacher,target,iteration_0}.jsonl   each held-out question's answer, graded
     metrics.jsonl                     one row per finished iteration
     result.json                       the final numbers
     status.json, error.txt            how the job ended
@@ -14,6 +15,7 @@ Every file is written whole, under another name, and then renamed: what is there
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from tskd.errors import RunFolderError
-from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Selection
+from tskd.records import Adapter, Expansion, Graded, Iteration, Prompt, Response, Scored, Selection
 from tskd.tuneshift import Stages
 
 Record = TypeVar("Record")
@@ -57,10 +59,10 @@ class RunFolder:
             return expansion
 
         def answer(prompts: Sequence[Prompt]) -> Sequence[Response]:
-            return self._kept(Response, "responses.jsonl", current, lambda: stages.answer(prompts))
+            return self._kept(Response, self._file("responses.jsonl", current), lambda: stages.answer(prompts))
 
         def score(responses: Sequence[Response]) -> Sequence[Scored]:
-            return self._kept(Scored, "scored.jsonl", current, lambda: stages.score(responses))
+            return self._kept(Scored, self._file("scored.jsonl", current), lambda: stages.score(responses))
 
         def select(scored: Sequence[Scored]) -> Selection:
             selection = stages.select(scored)
@@ -78,13 +80,17 @@ class RunFolder:
 
         return Stages(expand, answer, score, select, train)
 
+    def graded(self, name: str, compute: Callable[[], Sequence[Graded]]) -> Sequence[Graded]:
+        """The graded answers called ``name``, from the folder or computed and put there."""
+        return self._kept(Graded, self.path / "evaluation" / f"{name}.jsonl", compute)
+
     def history(self) -> list[Iteration]:
         """The iterations that have a row in ``metrics.jsonl``: those that are finished, evaluation included."""
         return [self._iteration(index) for index in range(len(self.rows()))]
 
     def rows(self) -> list[dict[str, Any]]:
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return read_lines(dict, file) if file.is_file() else []
 
     def add_row(self, row: dict[str, Any]) -> None:
         lines = [json.dumps(each) for each in [*self.rows(), row]]
@@ -100,10 +106,7 @@ class RunFolder:
         adapter = read_json(Adapter, adapter_file) if adapter_file.is_file() else None
         return Iteration(index, replace(expansion, prompts=prompts), scored, Selection(kept, dropped), adapter)
 
-    def _kept(
-        self, kind: type[Record], name: str, index: int, compute: Callable[[], Sequence[Record]]
-    ) -> Sequence[Record]:
-        file = self._file(name, index)
+    def _kept(self, kind: type[Record], file: Path, compute: Callable[[], Sequence[Record]]) -> Sequence[Record]:
         if file.is_file():
             return read_lines(kind, file)
         records = compute()
@@ -125,10 +128,11 @@ def write_text(file: Path, text: str) -> None:
             os.fsync(out.fileno())
         partial.replace(file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise RunFolderError(
-            f"Cannot write {file}: {error.strerror}. What was computed before lies in {file.parent}; make room or "
-            f"choose another folder, then go on with `resume=`."
+            f"Cannot write {file}: {error.strerror}. What was computed before is kept; once it can be written, "
+            f"go on with `resume=`."
         ) from error
 
 
@@ -141,15 +145,18 @@ def write_lines(file: Path, records: Iterable[Any]) -> None:
 
 
 def read_json(kind: type[Record], file: Path) -> Record:
-    return _parse(kind, file.read_text(encoding="utf-8"), str(file))
+    return _parse(kind, _text(file), str(file))
 
 
 def read_lines(kind: type[Record], file: Path) -> list[Record]:
+    return [_parse(kind, line, f"{file}, line {number}") for number, line in enumerate(_text(file).splitlines(), 1)]
+
+
+def _text(file: Path) -> str:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"Cannot read {file}: {error}.") from error
-    return [_parse(kind, line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 @cache

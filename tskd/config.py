@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from tskd import rehearsal
 from tskd.errors import ConfigError
 
 Made = TypeVar("Made")
@@ -27,6 +28,7 @@ class Schema:
     """The root of the configuration. Groups are open here; ``make`` checks each against the class that it is for."""
 
     base: Any = MISSING
+    base_for_scoring: Any = None
     teacher: Any = MISSING
     target: Any = MISSING
     task: Any = MISSING
@@ -39,6 +41,7 @@ class Schema:
     iterations: int = MISSING
     seed: int = MISSING
     name: str = MISSING
+    store: Any = None
 
     def check(self) -> None:
         problems = []
@@ -57,6 +60,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Schema)
     OmegaConf.register_new_resolver("started", _started, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("short", short_name, replace=True)
+    OmegaConf.register_new_resolver("rehearsal", rehearsal.stand_in, replace=True)
 
 
 def folder() -> str:

@@ -32,7 +32,19 @@ def iteration(index: int, row: Row) -> None:
         parts.append(f"accuracy {row['eval/accuracy']:.3f}")
     if row.get("eval/general_accuracy") is not None:
         parts.append(f"general {row['eval/general_accuracy']:.3f}")
-    console.print(f"[bold]iteration {index}[/bold]  " + " · ".join([*parts, f"{row['cost/seconds']:.0f} s"]))
+    parts.append(f"{row['cost/seconds']:.0f} s")
+    if row.get("cost/reused_seconds", 0) >= 1:
+        parts.append(f"{row['cost/reused_seconds']:.0f} s saved by the store")
+    console.print(f"[bold]iteration {index}[/bold]  " + " · ".join(parts))
+
+
+def teacher(card: Mapping[str, Any], folder: Path) -> None:
+    """What a teacher can do that its base cannot."""
+    console.print(
+        f"[bold]teacher[/bold]  {card['num_examples']} examples of {card['task']} · base {card['base_accuracy']:.3f} "
+        f"± {card['base_standard_error']:.3f} · teacher {card['teacher_accuracy']:.3f} "
+        f"± {card['teacher_standard_error']:.3f} (held-out, n = {card['num_held_out']}) · {folder}"
+    )
 
 
 def outcome(accuracies: Mapping[str, Mapping[str, Accuracy]], result: Row, folder: Path, adapter: str | None) -> None:

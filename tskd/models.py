@@ -12,15 +12,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
 from transformers.utils.logging import disable_progress_bar
 
 from tskd.errors import ModelError
@@ -28,6 +29,7 @@ from tskd.templates import Template, template_for
 
 disable_progress_bar()  # a bar for each load, over in a moment, between the lines that matter
 logging.getLogger("transformers").setLevel(logging.ERROR)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each layer of each pass, on how it multiplies
 # PEFT reads a transformers attribute that transformers 5 has renamed.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 # Checked with both names by `check_adapter`, before anything is loaded.
@@ -37,23 +39,44 @@ warnings.filterwarnings("ignore", message=".*will assume that the vocabulary was
 
 ZOO = "zoo://"  # checkpoints shipped with the package
 _LOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+_SECOND_COPY = ["original/*", "consolidated*"]  # the same weights in their makers' own format (Llama 3, Mistral)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+# What tokenizers that share a vocabulary may still cut differently: spaces, digits, code, scripts, odd characters.
+_PROBES = (
+    "",
+    "One sentence, and   another;\n\n\ta third isn't  ",
+    "def area(r: float) -> float:\n    return 3.14159265 * r**2  # 1234567 8,900\n",
+    "Größenwahn, naïve œuvre; мир, 你好世界, こんにちは, مرحبا, नमस्ते 🙂👩‍🚀 ½ № \u200b\xa0",
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a pre-trained model is, and how to load it. ``path`` is a hub id, a folder, or ``zoo://`` and a name."""
+    """Where a pre-trained model is, how to load it, and what to know of it.
+
+    ``path`` is a hub id, a folder, or ``zoo://`` and a name. ``quantization`` is done while loading, by bitsandbytes.
+    """
 
     name: str
     path: str
-    revision: str | None = None
+    revision: str | None = None  # a commit of the hub's; the newest where there is none
     dtype: str = "auto"
     attention: str | None = None  # the library's choice for the architecture
     template: str = "auto"
+    device_map: str | None = None  # `auto` spreads a large model over all devices; None leaves it to the trainer
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    architecture: str = ""  # transformers' `model_type`
+    licence: str = ""
+    gated: bool = False  # whether the hub asks for the licence to be accepted first
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ModelError(f"Model {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(_DTYPES)}.")
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether transformers puts the model on its devices while it loads it; nothing may move it afterwards."""
+        return self.device_map is not None or self.quantization != "none"
 
 
 class Weights:
@@ -66,7 +89,15 @@ class Weights:
     @cached_property
     def folder(self) -> Path:
         """The local folder of the checkpoint. Raises ``ModelError`` where there is none."""
-        return _local_folder(self.checkpoint.path, self.checkpoint.revision, f"model {self.checkpoint.name!r}")
+        checkpoint = self.checkpoint
+        return _local_folder(checkpoint.path, f"model {checkpoint.name!r}", checkpoint.revision, checkpoint.gated)
+
+    @property
+    def resolved_revision(self) -> str | None:
+        """The commit that ``folder`` holds, where it is the hub's: a snapshot's folder has its commit's name."""
+        folder = self.folder
+        is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+        return folder.name if is_snapshot else None
 
     @cached_property
     def config(self) -> Any:
@@ -89,13 +120,18 @@ class Weights:
     @cached_property
     def model(self) -> Any:
         """The model in evaluation mode, frozen; a ``PeftModel`` once an adapter has been attached."""
+        self.check_loadable()
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder,
-                dtype=_DTYPES[self.checkpoint.dtype],
-                attn_implementation=self.checkpoint.attention,
-                use_safetensors=True,
-            )
+            # A prediction pass runs in inference mode; tensors made in it could never be trained beside.
+            with torch.inference_mode(False):
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    dtype=_DTYPES[self.checkpoint.dtype],
+                    attn_implementation=self.checkpoint.attention,
+                    device_map=self.checkpoint.device_map,
+                    quantization_config=self._quantization(),
+                    use_safetensors=True,
+                )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {_line(error)}") from error
         _make_head_input_contiguous(model)
@@ -139,11 +175,26 @@ class Weights:
         self._attached = adapter
 
     def check_loadable(self) -> None:
-        """Raise ``ModelError`` where the checkpoint cannot be found or read. Loads no weights."""
+        """Raise ``ModelError`` where the checkpoint cannot be found, read or quantised. Loads no weights."""
+        checkpoint = self.checkpoint
+        if checkpoint.quantization != "none" and not is_bitsandbytes_available():
+            raise ModelError(
+                f"Model {checkpoint.name!r} has quantization {checkpoint.quantization!r}, which needs bitsandbytes: "
+                f"pip install 'tskd[quantization]', or set `quantization: none`."
+            )
+        on_cpu = checkpoint.device_map == "cpu" or not torch.accelerator.is_available()
+        if checkpoint.quantization == "4bit" and on_cpu:
+            # There bitsandbytes 0.50 repacks the weights when they are first used: with its adapter off, a model
+            # is then no longer the one that was loaded, and what it learns comes from wrong gradients.
+            raise ModelError(
+                f"Model {checkpoint.name!r} has quantization '4bit', which a CPU does not compute faithfully; "
+                f"use a GPU, or set `quantization` to 8bit or none."
+            )
         _ = self.config
 
     def check_adapter(self, adapter: str, same_base: bool = True) -> None:
         """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""
+        self.check_loadable()
         folder = adapter_folder(adapter)
         try:
             config = PeftConfig.from_pretrained(str(folder))
@@ -190,11 +241,24 @@ class Weights:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    def _quantization(self) -> BitsAndBytesConfig | None:
+        if self.checkpoint.quantization == "none":
+            return None
+        if self.checkpoint.quantization == "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        dtype = self.config.dtype if self.checkpoint.dtype == "auto" else _DTYPES[self.checkpoint.dtype]
+        # As in QLoRA (Dettmers et al. 2023, arXiv 2305.14314, section 3), and computed in the model's own data type.
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+
     def _attach(self, adapter: str) -> None:
         self._detach()
         folder = str(adapter_folder(adapter))
-        # A prediction pass runs in inference mode; tensors made in it could never be trained beside.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # for the reason given where the model is loaded
             self.model = PeftModel.from_pretrained(self.model, folder).eval()
         self._attached = adapter
 
@@ -246,17 +310,29 @@ class LanguageModel:
         return self.weights.speaking(self.adapter)
 
 
+def same_tokenizer(a: Weights, b: Weights) -> bool:
+    """Whether ``a`` and ``b`` read any text as the same token ids: one vocabulary, and probes that are cut alike."""
+    if a is b:
+        return True
+    one, other = a.tokenizer, b.tokenizer
+    if one.get_vocab() != other.get_vocab() or one.get_added_vocab() != other.get_added_vocab():
+        return False
+    probes = [*_PROBES, " ".join(one.get_added_vocab())]
+    return all(one(probe).input_ids == other(probe).input_ids for probe in probes)
+
+
 def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """What the decoder hands to the vocabulary head: ids and mask (B, T) give (B, T, H)."""
     decoder = _causal_lm(model).base_model
     output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    # A model that is spread over devices ends on the last of them; the masks that pick from this are with the ids.
+    return output.last_hidden_state.to(input_ids.device)  # type: ignore[no-any-return]
 
 
 def vocabulary_head(model: Any, hidden: Tensor) -> Tensor:
     """Logits for hidden states (N, H), as the model's own forward pass computes them: (N, V)."""
     causal_lm = _causal_lm(model)
-    logits = causal_lm.get_output_embeddings()(hidden)
+    logits = causal_lm.get_output_embeddings()(hidden).to(hidden.device)
     config = causal_lm.config.get_text_config()
     if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
         logits = logits / divisor
@@ -269,7 +345,7 @@ def vocabulary_head(model: Any, hidden: Tensor) -> Tensor:
 
 def adapter_folder(adapter: str) -> Path:
     """The local folder of an adapter given by folder, hub id or zoo name, checked to hold one."""
-    folder = _local_folder(adapter, None, "adapter")
+    folder = _local_folder(adapter, "adapter")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / file).is_file():
             raise ModelError(f"Adapter folder {folder} has no {file}; give the folder of a PEFT LoRA adapter.")
@@ -298,7 +374,7 @@ def _check_logits(model: Any) -> None:
         )
 
 
-def _local_folder(path: str, revision: str | None, what: str) -> Path:
+def _local_folder(path: str, what: str, revision: str | None = None, gated: bool = False) -> Path:
     shipped = Path(__file__).parent / "zoo" / path.removeprefix(ZOO)
     folder = shipped if path.startswith(ZOO) else Path(path).expanduser()
     if folder.is_dir():
@@ -306,10 +382,18 @@ def _local_folder(path: str, revision: str | None, what: str) -> Path:
     if path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1:
         raise ModelError(f"There is no folder {folder} for {what}; give a folder, or a hub id like `owner/name`.")
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=_LOADED))
-    except GatedRepoError as error:
-        raise ModelError(f"{what} {path} is gated: accept its licence on the hub, then `hf auth login`.") from error
+        return Path(snapshot_download(path, revision=revision, allow_patterns=_LOADED, ignore_patterns=_SECOND_COPY))
+    except RevisionNotFoundError as error:
+        raise ModelError(
+            f"{what} {path} has no revision {revision}; give one that it has, or null for the newest."
+        ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
+        # Offline, or without a token, the hub does not tell that a model is gated.
+        if gated or isinstance(error, GatedRepoError):
+            raise ModelError(
+                f"{what} {path} is gated: accept its licence on the hub, then `hf auth login`; "
+                f"or give a folder that holds it. ({_line(error)})"
+            ) from error
         raise ModelError(
             f"{what} {path} is neither a folder here nor to be had from the hub: {_line(error)}"
         ) from error

@@ -40,18 +40,25 @@ class Prompt:
         return hashlib.sha256("\0".join(said).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
     @property
+    def fingerprint(self) -> str:
+        """A digest of its words, whatever case and white space: what it shares with a prompt that repeats it."""
+        said = [" ".join(text.casefold().split()) for text in (*(turn.content for turn in self.context), self.text)]
+        return hashlib.sha256("\0".join(said).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
     def is_seed(self) -> bool:
         return not self.parents
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """New prompts, and what they cost: drafts written, repeats and unusable drafts among them, tokens generated."""
+    """New prompts, and what they cost: drafts written, those among them that are of no use, tokens generated."""
 
     prompts: tuple[Prompt, ...]
     drafts: int = 0
     duplicates: int = 0
     malformed: int = 0
+    held_out: int = 0
     tokens: int = 0
 
 
@@ -120,11 +127,26 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A held-out prompt. Without an ``answer``, the teacher's own is what the target is compared with."""
+    """A held-out prompt. Without an ``answer``, the teacher's own is what the target is compared with.
+
+    ``group`` names the part of a benchmark that it belongs to, so that a mean can give each part the same weight.
+    """
 
     prompt: Prompt
     answer: str | None
     split: str = "private"
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One model's answer to a held-out question, which is named by its id: the question itself is nobody's business."""
+
+    question: str
+    response: str
+    correct: bool
+    split: str = "private"
+    group: str = ""
 
 
 def perplexity(nll: float) -> float:

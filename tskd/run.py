@@ -5,12 +5,10 @@ python -m tskd.run -m threshold=0.5,1.0 target=llama3   # a sweep
 python -m tskd.run resume=outputs/…                     # go on with a stopped run
 """
 
-import importlib
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,85 +18,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tskd import artifacts, config, console, jobs
+from tskd import artifacts, config, console, jobs, provenance
+from tskd.compose import Run, build
 from tskd.errors import ConfigError, NothingToLearn, RunFolderError
-from tskd.evaluate import PRIVATE, Accuracy, Evaluator, mean_accuracy, recovered_gain
+from tskd.evaluate import PRIVATE, Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics import Row, iteration_metrics
-from tskd.models import Checkpoint, LanguageModel, Weights
-from tskd.modules.finetuner import LoraSettings, StepLog
-from tskd.modules.trainer import LightningTrainer
-from tskd.records import Iteration, Prompt, Selection
-from tskd.stages.answer import Answer
-from tskd.stages.score import Score
-from tskd.stages.train import Replay, TrainLora
-from tskd.tasks import Task
-from tskd.tracking import Tracker, Wandb
-from tskd.tuneshift import Stages, tuneshift
+from tskd.models import LanguageModel
+from tskd.records import Iteration, Selection
+from tskd.tasks import Benchmark, Task
+from tskd.tracking import Tracker
+from tskd.tuneshift import tuneshift
 
 log = logging.getLogger(__name__)
-TASK_SETTINGS = ("_target_", "prompt_tokens", "response_tokens", "epochs", "batch_size")
-
-
-@dataclass(frozen=True)
-class Run:
-    """All that one configuration stands for; nothing is loaded before it is used."""
-
-    settings: config.Schema
-    base: LanguageModel
-    teacher: LanguageModel
-    target: LanguageModel
-    task: Task
-    seeds: Sequence[Prompt]
-    stages: Stages
-    train_each_iteration: bool
-    evaluator: Evaluator
-    tracking: Wandb
-
-
-def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
-    """The objects that a resolved configuration names, checked against each other. Loads no weights."""
-    settings = config.Schema(**cfg)
-    settings.check()
-    seed = settings.seed
-    trainer = config.make(LightningTrainer, settings.trainer, "trainer")
-    source = Weights(config.make(Checkpoint, settings.base["checkpoint"], "base.checkpoint"))
-    goal = Weights(config.make(Checkpoint, settings.target["checkpoint"], "target.checkpoint"))
-    base, teacher = LanguageModel(source), LanguageModel(source, str(settings.teacher["adapter"]))
-    target = LanguageModel(goal)
-
-    task_node = {key: value for key, value in settings.task.items() if key not in TASK_SETTINGS}
-    task: Task = config.make(_class(settings.task), task_node, "task")
-    seeds, questions = task.seed_prompts(), task.questions()
-
-    training = dict(settings.training)
-    lora = config.make(LoraSettings, training["lora"], "training.lora")
-    replay = config.make(Replay, training["replay"], "training.replay")
-    expansion = dict(settings.expansion)
-    writers = {"base": base, "teacher": teacher, "target": target}
-    if (name := expansion.pop("writer", "base")) not in writers:
-        raise ConfigError(f"`expansion.writer` is {name!r}; use one of {', '.join(writers)}.")
-    longest = settings.task["response_tokens"]
-    expand: Any = _make(expansion, "expansion", writer=writers[name], trainer=trainer, seed=seed)
-    select: Any = _make(settings.selection, "selection")
-    if getattr(select, "threshold", settings.threshold) != settings.threshold:
-        raise ConfigError(
-            f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; "
-            f"set `threshold` alone."
-        )
-    stages = Stages(
-        expand=expand,
-        answer=Answer(teacher, trainer, seed, longest),
-        score=Score(base, teacher, trainer),
-        select=select,
-        train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
-    )
-    tracking = config.make(Wandb, settings.tracking, "tracking")
-    source.check_adapter(str(settings.teacher["adapter"]), bool(settings.teacher.get("same_base", True)))
-    goal.check_loadable()
-    evaluator = Evaluator(task, questions, trainer, longest)
-    return Run(
-        settings, base, teacher, target, task, seeds, stages, bool(training["each_iteration"]), evaluator, tracking
-    )
 
 
 def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
@@ -109,19 +40,30 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
         tracker.step(len(files.rows()), step, loss)  # only called while training, when the tracker is open
 
     run = build(cfg, folder, log_step)
+    run.check_models()
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
     console.header(_header(run))
+    _make_teacher(run)
+    artifacts.write_json(folder / "provenance.json", provenance.of(run))
     with _open_tracker(run, cfg, folder, group, job_type) as tracker:
-        before = _baselines(run)
         evaluator = run.evaluator.answered_by(run.teacher)
+
+        def accuracy(model: LanguageModel, name: str) -> dict[str, Accuracy]:
+            if not evaluator.questions:
+                return {}
+            return by_split(files.graded(name, lambda: run.store.graded(evaluator, model)))
+
+        voices = {"base": run.base, "teacher": run.teacher, "target before": run.target}
+        before = {voice: accuracy(model, voice.split()[0]) for voice, model in voices.items()}
         after: dict[str, Accuracy] = {}
         history = files.history()
         for past, finished in zip(history, files.rows(), strict=True):
             console.iteration(past.index, finished)
-        started = time.monotonic()
+            tracker.iteration(past.index, finished, past.scored, _kept_ids(past))  # what it was told before is skipped
+        started, reused = time.monotonic(), run.store.reused_seconds
         iterations = tuneshift(
             run.seeds,
-            files.recording(run.stages),
+            files.recording(run.store.sharing(run.stages, folder)),
             iterations=run.settings.iterations,
             train_each_iteration=run.train_each_iteration,
             history=history,
@@ -131,14 +73,14 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
                 iteration, [run.task.is_private(example.response.prompt) for example in iteration.scored]
             )
             if iteration.adapter is not None:
-                after = evaluator(_tuned(run, folder, iteration))
+                after = accuracy(_tuned(run, folder, iteration), f"iteration_{iteration.index}")
                 row |= evaluation_metrics(before, after)
             row["cost/seconds"] = time.monotonic() - started
-            started = time.monotonic()
+            row["cost/reused_seconds"] = run.store.reused_seconds - reused
+            started, reused = time.monotonic(), run.store.reused_seconds
             files.add_row({"iteration": iteration.index, **row})
             history.append(iteration)
-            kept = {example.response.prompt.id for example in iteration.selection.kept}
-            tracker.iteration(iteration.index, row, iteration.scored, kept)
+            tracker.iteration(iteration.index, row, iteration.scored, _kept_ids(iteration))
             if iteration.adapter is not None:
                 tracker.adapter(iteration.index, folder / iteration.adapter.path)
             console.iteration(iteration.index, row)
@@ -147,7 +89,7 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
         result = run_metrics(run.task, history, files.rows(), before)
         artifacts.write_json(folder / "result.json", result)
         tracker.finish_with(result)
-    after = after or evaluator(_tuned(run, folder, history[-1]))
+    after = after or accuracy(_tuned(run, folder, history[-1]), f"iteration_{history[-1].index}")
     accuracies = {**before, "target after": after} if after else {}
     console.outcome(accuracies, result, folder, history[-1].adapter.path)
 
@@ -186,6 +128,7 @@ def run_metrics(
         "prompts/new",
         "prompts/duplicates",
         "prompts/malformed",
+        "prompts/held_out",
         *(k for k in rows[-1] if k.startswith("cost/")),
     ):
         result[name] = sum(row[name] or 0 for row in rows)
@@ -201,7 +144,7 @@ def _hydra_job(cfg: DictConfig) -> None:
     folder = Path(hydra_config.runtime.output_dir)
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
     group = Path(hydra_config.sweep.dir if is_sweep else folder).resolve().name
-    with_status(folder, lambda: job(_resolved(cfg, is_sweep), folder, group, "sweep-job" if is_sweep else "run"))
+    with_status(folder, lambda: job(resolved(cfg, is_sweep), folder, group, "sweep-job" if is_sweep else "run"))
 
 
 def with_status(folder: Path, work: Any) -> None:
@@ -248,20 +191,29 @@ def main() -> None:
         except (ConfigError, RunFolderError) as error:
             print(error, file=sys.stderr)
             raise SystemExit(1) from None
+        if not jobs.completed(folder):
+            raise SystemExit(1)
     else:
         _hydra_job()
-        if not jobs.started:  # --help, --cfg and the like
-            return
-        (folder,) = jobs.started
-        if not (folder / "status.json").is_file():
-            of_sweep = jobs.of_sweep(folder)
-            console.sweep(of_sweep, folder)
-            raise SystemExit(0 if all(status["status"] == "completed" for _, status, _ in of_sweep) else 1)
-    if not jobs.completed(folder):
+        exit_with_status()
+
+
+def exit_with_status() -> None:
+    """Show the table of a sweep, and leave with an exit code that tells whether every job was completed."""
+    if not jobs.started:  # --help, --cfg and the like
+        return
+    (folder,) = jobs.started
+    if (folder / "status.json").is_file():
+        all_completed = jobs.completed(folder)
+    else:
+        of_sweep = jobs.of_sweep(folder)
+        console.sweep(of_sweep, folder)
+        all_completed = bool(of_sweep) and all(status["status"] == "completed" for _, status, _ in of_sweep)
+    if not all_completed:
         raise SystemExit(1)
 
 
-def _resolved(cfg: DictConfig, is_sweep: bool) -> dict[str, Any]:
+def resolved(cfg: DictConfig, is_sweep: bool = False) -> dict[str, Any]:
     try:
         resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -272,19 +224,6 @@ def _resolved(cfg: DictConfig, is_sweep: bool) -> dict[str, Any]:
             f"several jobs at once (`hydra/launcher=joblib`), or run without -m."
         )
     return resolved  # type: ignore[no-any-return]
-
-
-def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
-    return config.make(_class(node), {k: v for k, v in node.items() if k != "_target_"}, where, **given)
-
-
-def _class(node: Mapping[str, Any]) -> type[Any]:
-    module, _, name = str(node.get("_target_")).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"`_target_` is {node.get('_target_')!r}, which names no class: {error}.") from error
-    return found  # type: ignore[no-any-return]
 
 
 def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Tracker:
@@ -299,12 +238,16 @@ def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_t
     )
 
 
-def _baselines(run: Run) -> dict[str, dict[str, Accuracy]]:
-    if not run.evaluator.questions:
-        return {}
-    evaluator = run.evaluator.answered_by(run.teacher)
-    voices = {"base": run.base, "teacher": run.teacher, "target before": run.target}
-    return {name: evaluator(model) for name, model in voices.items()}
+def _make_teacher(run: Run) -> None:
+    if run.teacher_to_make is not None and isinstance(run.task, Benchmark):
+        folder = Path(str(run.teacher.adapter))
+        log.info("There is no teacher in %s yet; it is fine-tuned first.", folder)
+        card = run.teacher_to_make.make(run.base, run.task, run.evaluator, run.trainer, folder)
+        console.teacher(card, folder)
+
+
+def _kept_ids(iteration: Iteration) -> set[str]:
+    return {example.response.prompt.id for example in iteration.selection.kept}
 
 
 def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
@@ -314,14 +257,19 @@ def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
 
 def _header(run: Run) -> dict[str, str]:
     settings = run.settings
-    return {
+    header = {
         "base": f"{run.base.name} ({run.base.weights.checkpoint.path})",
-        "teacher": f"base + {run.teacher.adapter}",
+        "teacher": f"base + {run.teacher.adapter}" if run.teacher.adapter else run.teacher.name,
         "target": f"{run.target.name} ({run.target.weights.checkpoint.path})",
         "task": f"{len(run.seeds)} seeds, {len(run.evaluator.questions)} held-out questions",
         "select": f"{type(run.stages.select).__name__}, threshold {settings.threshold:g}",
         "iterations": f"{settings.iterations}, seed {settings.seed}",
     }
+    if run.reference is not run.base:
+        header["reference"] = f"{run.reference.name}, a stand-in for the base"
+    if isinstance(run.task, Benchmark):
+        header["split"] = run.task.note
+    return header
 
 
 if __name__ == "__main__":

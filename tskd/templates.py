@@ -15,6 +15,10 @@ LIST_HEADER = "Here are prompts of one kind."
 LIST_MARK = "\n\nPrompt:"
 LIST_REQUEST = "Write one more prompt of the same kind, with other content. Reply with the new prompt alone."
 
+# Templates that print today's date (Llama 3.2) get one and the same, so that a seed gives the same prompts tomorrow;
+# those that let a model think first (Qwen 3) are asked for the answer.
+_FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
 
 class Template(Protocol):
     """``adds_special_tokens``: whether the tokenizer still has to put its start token before a prefix."""
@@ -79,13 +83,14 @@ class Chat:
     def end_token(self) -> int:
         # The end of a turn is often not `eos_token` (Llama-3 base tokenizers, Gemma): ask the template itself.
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\u241f"}]
-        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **_FIXED)
         after = self.tokenizer(rendered.rpartition("\u241f")[2].lstrip(), add_special_tokens=False).input_ids
         return int(after[0]) if after else int(self.tokenizer.eos_token_id)
 
     def _render(self, turns: Sequence[Message]) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_FIXED)
+        return str(rendered)
 
 
 def template_for(tokenizer: Any, kind: str) -> Template:

@@ -1,9 +1,11 @@
 """One Weights & Biases run per job: a row per iteration, the step losses, and the final numbers.
 
 Tracking never fails a job: without a key or a network it goes on offline, and if that fails too, without a record.
+A job that is continued goes on in the run that it had; ``wandb/logged.json`` in its folder says which, and how far.
 Prompts, responses and adapters leave the machine only when asked; they are what the method exists to protect.
 """
 
+import json
 import logging
 import math
 import netrc
@@ -12,13 +14,13 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, TypeAdapter
 
 from tskd.errors import ConfigError
 from tskd.records import Scored
@@ -28,6 +30,17 @@ log = logging.getLogger(__name__)
 Numbers = Mapping[str, float | int | None]
 PER_ITERATION = ("prompts/*", "score/*", "select/*", "eval/*", "cost/*", "train/loss", "train/examples")
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """The run of a folder, and how much it has been told: whole iterations, and the training steps within them."""
+
+    run_id: str  # empty before it has begun
+    group: str
+    job_type: str
+    iterations: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,33 +72,34 @@ class Wandb:
         job_type: str,
         tags: Sequence[str],
         config: Mapping[str, Any],
-        run_id: str | None = None,
     ) -> "Tracker":
         """Start a run whose files lie in ``folder``. Always returns a tracker; at worst one that records nothing.
 
-        Give the ``run_id`` of an earlier run to go on with it, where the server has it.
+        Where ``folder`` has had a run, it goes on, in the group that it was started in.
         """
+        logged = _logged(folder) or Logged("", group[:128], job_type[:64])
         identity = {
             "project": self.project,
             "entity": self.entity,
             "name": name[:128],
-            "group": group[:128],
-            "job_type": job_type[:64],
+            "group": logged.group,
+            "job_type": logged.job_type,
             "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),
             "config": dict(config),
-            "id": run_id,
-            "resume": "allow" if run_id else None,
+            "id": logged.run_id or None,
+            "resume": "allow" if logged.run_id else None,
             "dir": str(folder),
             "reinit": "finish_previous",  # without it, the second job of a sweep would log into the first one's run
         }
         run = None
         if self._wish() != "disabled":
             try:
+                _note(folder, logged)  # where it cannot write, wandb would go to the system's temporary folder
                 with _surroundings(folder):
                     run = self._start(identity)
             except Exception as error:  # noqa: BLE001
                 log.warning("Weights & Biases is off: %s", _line(error))
-        return Tracker(self, folder, run)
+        return Tracker(self, folder, run, logged)
 
     def _start(self, identity: Mapping[str, Any]) -> Any:
         import wandb
@@ -105,7 +119,7 @@ class Wandb:
             x_disable_stats=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
-            x_transaction_log_flush_interval=1.0,  # 15 seconds by default, which a killed job would lose
+            x_transaction_log_flush_interval=0.1,  # 15 seconds by default, which a killed job would lose
         )
         reason = ""
         if self._wish() != "offline":
@@ -131,17 +145,22 @@ class Wandb:
 class Tracker:
     """An open run, or none. As a context manager it is finished with exit code 1 where the body raises."""
 
-    def __init__(self, settings: Wandb, folder: Path, run: Any) -> None:
-        self.run_id: str | None = None if run is None else str(run.id)
+    def __init__(self, settings: Wandb, folder: Path, run: Any, logged: Logged) -> None:
         self._settings = settings
         self._folder = folder
         self._run = run
         self._works = run is not None
-        self._steps = 0
-        self._safely(self._define_metrics)
+        self._logged = logged
+        self._steps = logged.steps
+        self._safely(self._begin)
 
     def iteration(self, index: int, row: Numbers, scored: Sequence[Scored], kept: Collection[str]) -> None:
-        """One row of numbers under step ``index``, with the histogram of finite gaps; the texts too, where asked."""
+        """One row of numbers under step ``index``, with the histogram of finite gaps; the texts too, where asked.
+
+        An iteration that the run was told before it was continued is not told again.
+        """
+        if index < self._logged.iterations:
+            return
 
         def send() -> None:
             import wandb
@@ -163,6 +182,8 @@ class Tracker:
                     ],
                 )
             self._run.log(data)
+            self._logged = replace(self._logged, iterations=index + 1, steps=self._steps)
+            _note(self._folder, self._logged)
 
         self._safely(send)
 
@@ -180,7 +201,7 @@ class Tracker:
         def send() -> None:
             import wandb
 
-            artifact = wandb.Artifact(f"adapter-{self.run_id}", "adapter", metadata={"iteration": index})
+            artifact = wandb.Artifact(f"adapter-{self._run.id}", "adapter", metadata={"iteration": index})
             artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # no second copy of it
             self._run.log_artifact(artifact, aliases=[f"iteration_{index}"])
 
@@ -201,7 +222,9 @@ class Tracker:
         self._safely(lambda: self._run.finish(exit_code=0 if kind is None else 1), said)
         self._run, self._works = None, False
 
-    def _define_metrics(self) -> None:
+    def _begin(self) -> None:
+        self._logged = replace(self._logged, run_id=self._run.id)
+        _note(self._folder, self._logged)
         self._run.define_metric("iteration", hidden=True)
         for pattern in PER_ITERATION:
             self._run.define_metric(pattern, step_metric="iteration")
@@ -237,12 +260,33 @@ def _surroundings(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _logged_file(folder: Path) -> Path:
+    return folder / "wandb" / "logged.json"
+
+
+def _logged(folder: Path) -> Logged | None:
+    """What the run of ``folder`` was told, or None where it has none that can be read."""
+    try:
+        return TypeAdapter(Logged).validate_json(_logged_file(folder).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _note(folder: Path, logged: Logged) -> None:
+    file = _logged_file(folder)
+    file.parent.mkdir(exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(logged), indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
 def _present(row: Numbers) -> dict[str, float | int]:
     return {key: value for key, value in row.items() if value is not None}
 
 
 def _how_to_upload(run: Any) -> str:
-    return f"To upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
+    folder = Path(run.dir).parents[1]  # of all that the run has recorded, also before it was continued
+    return f"To upload: wandb sync {'' if run.offline else '--include-online '}{shlex.quote(str(folder))}"
 
 
 def _line(error: Exception) -> str:

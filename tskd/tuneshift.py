@@ -75,8 +75,9 @@ def _ran_dry(done: Sequence[Iteration]) -> bool:
 def _nothing_new(num_seeds: int, expansion: Expansion) -> str:
     return (
         f"Expansion wrote no new prompt: of {expansion.drafts} drafts from {num_seeds} seeds, {expansion.duplicates} "
-        f"were repeats and {expansion.malformed} unusable. Give more varied seeds, raise `expansion.num_drafts` or "
-        f"`expansion.temperature`, or let another model write (`expansion.writer`)."
+        f"were repeats, {expansion.held_out} held-out questions and {expansion.malformed} unusable. "
+        f"Give more varied seeds, raise `expansion.num_drafts` or `expansion.temperature`, or let another model write "
+        f"(`expansion.writer`)."
     )
 
 

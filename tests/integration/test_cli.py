@@ -23,6 +23,7 @@ SMALL = [
     "training.lora.epochs=2",
     "training.replay.num_texts=64",
     "trainer.accelerator=cpu",
+    "store=off",  # or a resumed run would take what it has to compute
 ]
 
 
@@ -128,6 +129,19 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(straight, tm
         {k: v for k, v in result(f).items() if k != "cost/seconds"} for f in (straight[0], tmp_path / "run")
     )
     assert expected == got
+    assert_is_one_whole_wandb_run(tmp_path / "run")
+
+
+def assert_is_one_whole_wandb_run(folder):
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2  # before and after the kill
+    deadline = time.monotonic() + 10  # the service that writes them may outlive the job
+    while wandb_file.read(files[1])["exit_code"] is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    runs = [wandb_file.read(file) for file in files]
+    assert len({run["id"] for run in runs}) == 1
+    assert [0, 1] == [row["iteration"] for run in runs for row in run["history"] if "select/kept" in row]
+    assert result(folder)["eval/accuracy"] == runs[1]["summary"]["eval/accuracy"]
 
 
 def test_resuming_refuses_what_contradicts_the_run(straight):

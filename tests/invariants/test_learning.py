@@ -8,7 +8,7 @@ import torch
 from tests import tiny
 from tskd.errors import ModelError
 from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix, encode_response, pad_right
+from tskd.modules.batches import encode_prefix, encode_response, pad_right, shuffled
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
 from tskd.modules.generator import Generation, Request, Sampling, generate
 from tskd.records import Prompt
@@ -141,14 +141,17 @@ def test_every_batch_has_a_full_batch_of_replay_beside_it(neox):
     ]
 
 
-def test_the_loss_is_that_of_the_last_epoch(neox, tmp_path, trainer):
+def test_the_loss_is_the_mean_over_the_target_tokens_of_the_last_epoch(neox, tmp_path, trainer):
     weights, steps = tiny.weights(neox), []
     lora = LoraSettings(rank=2, epochs=3, batch_size=2)
+    taught = examples(weights)
     loss = finetune(
-        weights, examples(weights), lora, trainer, tmp_path, seed=0, key="k", log_step=lambda *step: steps.append(step)
+        weights, taught, lora, trainer, tmp_path, seed=0, key="k", log_step=lambda *step: steps.append(step)
     )
     assert list(range(6)) == [step for step, _ in steps]
-    assert sum(value for _, value in steps[4:]) / 2 == pytest.approx(loss)
+    tokens = [sum(taught[i].num_targets for i in batch) for batch in shuffled(len(taught), 2, "k/epoch 2")]
+    total = sum(count * value for count, (_, value) in zip(tokens, steps[4:], strict=True))
+    assert total / sum(tokens) == pytest.approx(loss)
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_advice(neox, tmp_path, trainer):

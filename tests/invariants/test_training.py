@@ -82,7 +82,6 @@ def test_training_lowers_the_loss_and_reports_every_step(neox, tmp_path, trainer
     steps = []
     _, loss = trained(neox, tmp_path / "a", trainer, log_step=lambda step, value: steps.append(value))
     assert len(steps) == 6
-    assert loss == pytest.approx(sum(steps[-2:]) / 2)
     assert loss < steps[0]
 
 

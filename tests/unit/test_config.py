@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_one_line_that_names_it(tmp_path, overrides, said):
 )
 def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, said):
     with pytest.raises(ModelError, match=said):
-        built(tmp_path, *overrides)
+        built(tmp_path, *overrides).check_models()
 
 
 def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeypatch):

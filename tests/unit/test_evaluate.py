@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests import scripted, tiny
-from tskd.evaluate import Accuracy, Evaluator, mean_accuracy, recovered_gain
+from tskd.evaluate import Accuracy, ExactMatch, by_split, mean_accuracy, recovered_gain
 from tskd.models import LanguageModel
 from tskd.records import Prompt, Question
 from tskd.tasks import same_answer
@@ -26,19 +26,20 @@ def says(tmp_path_factory):
 
 
 def evaluator(trainer, *questions):
-    return Evaluator(TASK, questions, trainer, max_new_tokens=4)
+    return ExactMatch(TASK, questions, trainer, max_new_tokens=4)
 
 
 def test_accuracy_is_counted_for_each_split_in_its_own_order(says, trainer):
     asked = [
         Question(Prompt(str(n)), a, s) for n, (a, s) in enumerate([("y", "private"), ("n", "other"), ("n", "private")])
     ]
-    assert {"private": Accuracy((True, False)), "other": Accuracy((False,))} == evaluator(trainer, *asked)(says["y"])
+    accuracies = by_split(evaluator(trainer, *asked)(says["y"]))
+    assert {"private": (True, False), "other": (False,)} == {split: a.correct for split, a in accuracies.items()}
 
 
 def test_without_answers_accuracy_is_agreement_with_the_teacher(says, trainer):
     filled = evaluator(trainer, Question(Prompt("a"), None), Question(Prompt("b"), None)).answered_by(says["n"])
-    assert {letter: filled(says[letter])["private"].value for letter in "yn"} == {"y": 0.0, "n": 1.0}
+    assert {letter: by_split(filled(says[letter]))["private"].value for letter in "yn"} == {"y": 0.0, "n": 1.0}
 
 
 def test_answers_that_are_given_stay(says, trainer):
@@ -47,7 +48,7 @@ def test_answers_that_are_given_stay(says, trainer):
 
 
 def test_a_question_without_any_answer_is_never_right(says, trainer):
-    assert evaluator(trainer, Question(Prompt("a"), None))(says["y"])["private"].value == 0
+    assert not evaluator(trainer, Question(Prompt("a"), None))(says["y"])[0].correct
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,23 @@ def test_accuracy_of_no_questions_is_no_number():
 
 def test_a_split_that_was_not_asked_has_no_mean():
     assert tuple(mean_accuracy({"private": of("+-")}, split) for split in ("private", "general")) == (0.5, None)
+
+
+def test_a_graded_answer_names_its_question_by_id_alone(says, trainer):
+    (graded,) = evaluator(trainer, Question(Prompt("secret"), "y"))(says["y"])
+    assert (Prompt("secret").id, "y", True) == (graded.question, graded.response, graded.correct)
+    assert "secret" not in str(graded)
+
+
+def test_accuracy_over_subsets_is_the_mean_of_their_means():
+    # Three right of four in one subset, none of one in the other.
+    accuracy = Accuracy((True, True, True, False, False), ("a", "a", "a", "a", "b"))
+    assert accuracy.value == pytest.approx((0.75 + 0) / 2)
+    assert math.isnan(accuracy.standard_error)  # a single question says nothing of its spread
+
+
+def test_the_standard_error_is_that_of_a_mean_in_each_subset():
+    one = Accuracy((True, False, True, False))
+    assert one.standard_error == pytest.approx(math.sqrt(0.25 * 4 / 3 / 4))
+    two = Accuracy((*one.correct, *one.correct), ("a",) * 4 + ("b",) * 4)
+    assert two.standard_error == pytest.approx(one.standard_error / math.sqrt(2))

@@ -9,6 +9,7 @@ from tskd.errors import ModelError
 from tskd.models import LanguageModel
 from tskd.modules.batches import encode_prefix
 from tskd.modules.generator import Generation, Request, Sampling, generate
+from tskd.modules.trainer import LightningTrainer
 
 CYCLE = dict(zip("abcd", "bcda", strict=True))
 
@@ -59,6 +60,15 @@ def test_every_end_token_of_the_model_ends_a_text(alphabet, trainer, monkeypatch
 def test_texts_come_in_the_order_of_the_requests(alphabet, trainer):
     texts = ["a", "xxxxb", "|", "xxc", "xxxxxxxxxxd"]
     assert [made.text for made in written(alphabet, texts, trainer, 3)] == ["bcd", "cda", "", "dab", "abc"]
+
+
+def test_the_bar_counts_texts_under_its_label_and_is_gone_in_the_end(alphabet, capfd):
+    requests = [Request(encode_prefix(alphabet, text)) for text in ("a", "xxb", "c")]
+    generate(alphabet, requests, Sampling(3), LightningTrainer("cpu", progress=True, max_batch_tokens=1), label="0 try")
+    shown = [line for line in capfd.readouterr().err.split("\r") if line]
+    assert all(line.startswith("0 try: ") for line in shown[:-1])
+    assert "0/3" in shown[0]
+    assert shown[-1].isspace()
 
 
 def test_no_requests_give_no_texts(alphabet, trainer):

@@ -3,15 +3,17 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tskd.errors import ModelError
-from tskd.models import Checkpoint, LanguageModel, Weights, adapter_folder
+from tskd.models import Checkpoint, LanguageModel, Weights, adapter_folder, same_tokenizer
 from tskd.modules.finetuner import LoraSettings
 
 IDS = torch.arange(2, 30)[None]
@@ -51,6 +53,15 @@ def test_base_can_speak_outside_inference_mode_after_the_teacher_spoke_within(ll
     logits(weights, adapter)
     with weights.speaking(None) as model:
         assert torch.equal(logits(tiny.weights(llama)), model(input_ids=IDS).logits)
+
+
+def test_weights_that_were_first_needed_in_inference_mode_can_be_trained_beside(llama):
+    weights = tiny.weights(llama)
+    with torch.inference_mode():
+        assert weights.model is not None
+    network = weights.fresh_adapter(LoraSettings(rank=2).lora_config(), seed=0)
+    network(input_ids=IDS, labels=IDS).loss.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in network.parameters())
 
 
 def test_released_weights_come_back_the_same(llama, adapter):
@@ -161,6 +172,161 @@ def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch):
     with pytest.raises(ModelError, match="no-one/no-such-model is neither a folder here nor to be had") as error:
         _ = Weights(Checkpoint("m", "no-one/no-such-model")).folder
     assert "\n" not in str(error.value)
+
+
+def from_the_hub(monkeypatch, kind, **facts):
+    """What is said of a model for which the hub's answer is an error of this kind."""
+
+    def answer(*_, **__):
+        raise kind("40x Client Error.\n\nCannot access it.", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr("tskd.models.snapshot_download", answer)
+    with pytest.raises(ModelError) as error:
+        _ = Weights(Checkpoint("m", "owner/name", **facts)).folder
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+GATED = r"model 'm' owner/name is gated: accept its licence on the hub, then `hf auth login`; or give a folder"
+
+
+def test_a_model_that_the_hub_calls_gated_says_how_to_get_it(monkeypatch):
+    assert re.match(GATED, from_the_hub(monkeypatch, GatedRepoError))
+
+
+def test_a_model_known_to_be_gated_says_so_where_the_hub_does_not(monkeypatch):
+    assert re.match(GATED, from_the_hub(monkeypatch, RepositoryNotFoundError, gated=True))
+    assert "gated" not in from_the_hub(monkeypatch, RepositoryNotFoundError)
+
+
+def test_a_model_known_to_be_gated_says_so_offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"no-one/no-such-model is gated: .*HF_HUB_OFFLINE"):
+        _ = Weights(Checkpoint("m", "no-one/no-such-model", gated=True)).folder
+
+
+def test_a_revision_that_belongs_to_another_model_is_named(monkeypatch):
+    said = from_the_hub(monkeypatch, RevisionNotFoundError, revision="abc", gated=True)
+    assert said == "model 'm' owner/name has no revision abc; give one that it has, or null for the newest."
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "newest"])
+def test_a_model_from_the_hub_knows_its_commit(monkeypatch, llama, tmp_path, pinned):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    cache = tmp_path / "models--owner--name"
+    shutil.copytree(llama, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    weights = Weights(Checkpoint("m", "owner/name", revision=commit if pinned else None))
+    assert (commit, "llama") == (weights.resolved_revision, weights.config.model_type)
+
+
+def test_a_folder_has_no_commit(llama):
+    assert tiny.weights(llama).resolved_revision is None
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantised_model_without_bitsandbytes_names_the_extra_before_anything_loads(
+    monkeypatch, llama, adapter, quantization
+):
+    monkeypatch.setattr("tskd.models.is_bitsandbytes_available", lambda: False)
+    weights = Weights(Checkpoint("m", str(llama), quantization=quantization))
+    for check in (weights.check_loadable, lambda: weights.check_adapter(str(adapter)), lambda: weights.model):
+        with pytest.raises(ModelError, match=rf"quantization '{quantization}'.*pip install 'tskd\[quantization\]'"):
+            check()
+    assert {"config", "model"}.isdisjoint(weights.__dict__)
+
+
+def test_four_bits_are_refused_on_a_cpu(monkeypatch, llama):
+    monkeypatch.setattr("tskd.models.is_bitsandbytes_available", lambda: True)
+    with pytest.raises(ModelError, match="'4bit', which a CPU does not compute faithfully; use a GPU, or set"):
+        Weights(Checkpoint("m", str(llama), quantization="4bit", device_map="cpu")).check_loadable()
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_quantised_model_takes_an_adapter_and_is_itself_again_without_it(llama, adapter, quantization):
+    pytest.importorskip("bitsandbytes")
+    if quantization == "4bit" and not torch.accelerator.is_available():
+        pytest.skip("refused on a CPU")
+    weights = Weights(Checkpoint("m", str(llama), dtype="bfloat16", quantization=quantization))
+    ids = IDS.to(weights.model.device)
+
+    def said(adapter=None):
+        with torch.inference_mode(), weights.speaking(adapter and str(adapter)) as model:
+            return model(input_ids=ids).logits
+
+    before, taught, after = said(), said(adapter), said()
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, taught)
+
+
+def test_a_model_that_transformers_places_says_the_same(llama, adapter):
+    placed = Weights(Checkpoint("m", str(llama), dtype="float32", device_map="cpu"))
+    assert torch.equal(logits(tiny.weights(llama)), logits(placed))
+    assert torch.equal(logits(tiny.weights(llama), adapter), logits(placed, adapter))
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"), [({}, False), ({"device_map": "cpu"}, True), ({"quantization": "8bit"}, True)], ids=str
+)
+def test_a_model_is_placed_where_transformers_puts_it_on_its_devices(facts, expected):
+    assert expected == Checkpoint("m", "p", **facts).is_placed
+
+
+def test_copies_of_a_model_share_their_tokenizer_whatever_their_weights(llama, tmp_path):
+    one, other = tiny.weights(llama), tiny.weights(tiny.save_model(tmp_path / "m", seed=3, width=16))
+    assert same_tokenizer(one, one)
+    assert same_tokenizer(one, other)
+    assert "model" not in one.__dict__
+
+
+def merge_some_letters(folder):
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    size = len(content["model"]["vocab"])
+    content["model"]["vocab"] |= {"th": size, "he": size + 1}
+    content["model"]["merges"] = [["t", "h"], ["h", "e"]]
+    file.write_text(json.dumps(content))
+    return content
+
+
+def in_another_order(folder):
+    content = merge_some_letters(folder)
+    content["model"]["merges"].reverse()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def without_a_start_token(folder):
+    file = folder / "tokenizer.json"
+    content = merge_some_letters(folder)
+    file.write_text(json.dumps(content | {"post_processor": None}))
+
+
+def with_a_token_more(folder):
+    merge_some_letters(folder)
+    tokenizer = tiny.weights(folder).tokenizer
+    tokenizer.add_tokens(["<|turn|>"])
+    tokenizer.save_pretrained(folder)
+
+
+def with_a_token_that_is_never_split(folder):
+    merge_some_letters(folder)
+    tokenizer = tiny.weights(folder).tokenizer
+    tokenizer.add_tokens(["th"])  # in the vocabulary already, so it keeps its id
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [in_another_order, without_a_start_token, with_a_token_more, with_a_token_that_is_never_split]
+)
+def test_tokenizers_that_cut_a_text_differently_are_not_the_same(llama, tmp_path, change):
+    for name in ("one", "other"):
+        shutil.copytree(llama, tmp_path / name)
+    merge_some_letters(tmp_path / "one")
+    change(tmp_path / "other")
+    assert not same_tokenizer(tiny.weights(tmp_path / "one"), tiny.weights(tmp_path / "other"))
 
 
 def test_a_folder_without_a_checkpoint_is_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """What Weights & Biases is told, read back from the run files it writes."""
 
+import json
 import logging
 import math
 import os
@@ -34,15 +35,15 @@ def _no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
-def opened(folder, run_id=None, **settings):
+def opened(folder, group="g", **settings):
     folder.mkdir(exist_ok=True)
     return Wandb(**settings).open(
-        folder, name="n", group="g", job_type="run", tags=["t", " t", "", "u" * 70], config={"x": 1.5}, run_id=run_id
+        folder, name="n", group=group, job_type="run", tags=["t", " t", "", "u" * 70], config={"x": 1.5}
     )
 
 
-def recorded(folder, run_id=None, examples=(), **settings):
-    with opened(folder, run_id, **settings) as tracker:
+def recorded(folder, examples=(), **settings):
+    with opened(folder, **settings) as tracker:
         for index in range(2):
             for step in range(2):
                 tracker.step(index, step, 0.5)
@@ -86,6 +87,59 @@ def test_metrics_are_drawn_against_iterations_and_step_losses_against_a_count_th
         assert run["metrics"][name] == "iteration"
 
 
+def tell(tracker, iteration, steps, whole=True):
+    for step in range(steps):
+        tracker.step(iteration, step, 0.5)
+    if whole:
+        tracker.iteration(iteration, {"eval/accuracy": 0.1 * iteration}, scored(1.0, 2.0), set())
+
+
+def test_a_continued_job_goes_on_in_its_run_and_tells_no_iteration_twice(tmp_path):
+    with opened(tmp_path / "run", "sweep") as tracker:
+        tell(tracker, 0, steps=2)
+        tell(tracker, 1, steps=1, whole=False)
+    time.sleep(1)  # wandb names a run's files by the second
+    with opened(tmp_path / "run", "another") as tracker:
+        tell(tracker, 0, steps=0)
+        tell(tracker, 1, steps=2)
+    first, second = wandb_file.of_folder(tmp_path / "run")
+    assert first["id"] == second["id"]
+    assert {"sweep"} == {first["group"], second["group"]}
+    assert ([0.0], [0.1]) == (column(first, "eval/accuracy"), column(second, "eval/accuracy"))
+    assert ([1, 2, 3], [3, 4]) == (column(first, "train/step"), column(second, "train/step"))
+
+
+def test_what_could_not_be_told_is_told_when_the_job_is_continued(tmp_path, monkeypatch):
+    with monkeypatch.context() as broken, opened(tmp_path / "run") as tracker:
+        broken.setattr("wandb.Run.log", lambda *_, **__: 1 / 0)
+        tell(tracker, 0, steps=2)
+    time.sleep(1)
+    with opened(tmp_path / "run") as tracker:
+        tell(tracker, 0, steps=0)
+    first, second = wandb_file.of_folder(tmp_path / "run")
+    assert ([], [0.0]) == (column(first, "eval/accuracy"), column(second, "eval/accuracy"))
+
+
+def test_online_the_server_is_asked_to_go_on_with_the_run(tmp_path, monkeypatch):
+    run_id = recorded(tmp_path / "run", mode="offline")[0]["id"]
+    asked = []
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("wandb.init", lambda **given: asked.append(given) or 1 / 0)
+    opened(tmp_path / "run", mode="online")
+    opened(tmp_path / "new", mode="online")
+    online = [(given["id"], given["resume"]) for given in asked if given["mode"] == "online"]
+    assert [(run_id, "allow"), (None, None)] == online
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"run_id": 3}', "[" * 9])
+def test_a_note_that_cannot_be_read_begins_a_new_run(tmp_path, content):
+    begin(tmp_path / "run", "abcd1234")
+    (tmp_path / "run" / "wandb" / "logged.json").write_text(content)
+    (run,) = recorded(tmp_path / "run", mode="offline")
+    assert run["id"] != "abcd1234"
+    assert json.loads((tmp_path / "run" / "wandb" / "logged.json").read_text())["run_id"] == run["id"]
+
+
 def test_the_histogram_counts_the_finite_gaps(tmp_path):
     run = recorded(tmp_path / "run", examples=scored(1.0, 2.0, 2.0, 800.0, math.nan))[0]
     assert [sum(values) for values in column(run, "score/gap/values")] == [3, 3]
@@ -117,8 +171,8 @@ def test_the_adapter_is_uploaded_only_when_asked(tmp_path, asked):
     (tmp_path / "adapter" / "file").write_text("x")
     with opened(tmp_path / "run", log_adapter=asked) as tracker:
         tracker.adapter(0, tmp_path / "adapter")
-    expected = [f"adapter-{tracker.run_id}"] if asked else []
-    assert expected == wandb_file.of_folder(tmp_path / "run")[0]["artifacts"]
+    run = wandb_file.of_folder(tmp_path / "run")[0]
+    assert ([f"adapter-{run['id']}"] if asked else []) == run["artifacts"]
 
 
 def fail_in(tracker, error):
@@ -137,7 +191,7 @@ def test_without_a_key_it_is_offline_and_says_so_in_one_line(tmp_path, caplog, c
     recorded(tmp_path / "run", log_text=True)
     (line,) = [record.getMessage() for record in said(caplog)]
     assert "offline, as no key was found" in line
-    assert f"wandb sync {tmp_path / 'run' / 'wandb' / 'offline-run-'}" in line
+    assert line.endswith(f"wandb sync {tmp_path / 'run' / 'wandb'}")
     assert tuple(capfd.readouterr()) == ("", "")
 
 
@@ -153,12 +207,19 @@ def test_offline_as_asked_is_no_warning(tmp_path, monkeypatch, caplog):
 ELSEWHERE = """
 import pathlib, sys
 from tests.unit.test_tracking import recorded
-runs = recorded(pathlib.Path(sys.argv[1]), run_id="abcd1234", mode=sys.argv[2], timeout=3)
+runs = recorded(pathlib.Path(sys.argv[1]), mode=sys.argv[2], timeout=3)
 print([run["id"] for run in runs], sum("eval/accuracy" in row for run in runs for row in run["history"]))
 """
 
 
+def begin(folder, run_id):
+    """A folder whose run has begun elsewhere."""
+    (folder / "wandb").mkdir(parents=True)
+    (folder / "wandb" / "logged.json").write_text(json.dumps({"run_id": run_id, "group": "g", "job_type": "run"}))
+
+
 def elsewhere(folder, mode, **environment):
+    begin(folder, "abcd1234")
     command = [sys.executable, "-c", ELSEWHERE, str(folder), mode]
     return subprocess.run(command, env=os.environ | environment, text=True, capture_output=True, timeout=60)
 
@@ -179,6 +240,7 @@ def test_an_unreachable_server_ends_in_an_offline_run_of_the_same_id_within_the_
 
 def test_online_without_a_key_never_asks_on_a_terminal(tmp_path):
     ours, theirs = pty.openpty()
+    begin(tmp_path / "run", "abcd1234")
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(tmp_path / "run"), "online"],
         stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env=os.environ, text=True, timeout=60,
@@ -216,6 +278,17 @@ def test_a_record_that_cannot_be_made_is_said_once_and_the_run_still_ends(tmp_pa
     assert [run["exit_code"] for run in recorded(tmp_path / "run", mode="offline")] == [0]
     (line,) = [record.getMessage() for record in said(caplog)]
     assert line.startswith("Weights & Biases has stopped: division by zero. To upload: wandb sync ")
+
+
+def test_a_folder_that_cannot_be_written_has_no_run_elsewhere_either(tmp_path, monkeypatch, caplog):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "wandb").touch()
+    assert recorded(tmp_path / "run") == []
+    (line,) = [line.getMessage() for line in said(caplog)]
+    assert line.startswith("Weights & Biases is off: ")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_disabled_writes_and_says_nothing(tmp_path, monkeypatch, caplog):

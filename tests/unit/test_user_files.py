@@ -1,4 +1,4 @@
-"""The corners of a user's own files: odd line ends, odd values, and what held-out lines may say."""
+"""A user's own seeds and questions: what the files may say, odd line ends, odd values."""
 
 import json
 
@@ -69,29 +69,54 @@ def test_the_line_that_is_named_counts_empty_ones(write):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "said"),
     [
-        "null",
-        "3",
-        '"text"',
-        "{}",
-        '{"prompt": null}',
-        '{"prompt": ["a"]}',
-        '{"messages": "a"}',
-        '{"messages": ["a"]}',
-        '{"messages": [{"role": "tool", "content": "a"}]}',
-        '{"messages": [{"role": "user", "content": ["a"]}]}',
-        '{"messages": [{"role": "user", "content": " "}]}',
-        '{"prompt": "a", "n": ' + "1" * 5000 + "}",
-        "[" * 100_000,
-        '{"prompt": "\\ud800"}',
+        ("{oops", "not JSON"),
+        ('{"prompt": "a", "n": ' + "1" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('["a"]', "a list where an object"),
+        ("null", "a NoneType where an object"),
+        ("3", "a int where an object"),
+        ('"text"', "a str where an object"),
+        ("{}", r"no text in `prompt` or `messages` \(found: nothing\)"),
+        ('{"question": "a"}', r"no text in `prompt` or `messages` \(found: question\)"),
+        ('{"prompt": "  "}', "no text"),
+        ('{"prompt": null}', "no text"),
+        ('{"prompt": ["a"]}', "no text"),
+        ('{"messages": [{"role": "user", "content": " "}]}', "no text"),
+        ('{"messages": []}', "`messages` must be a list of at least one"),
+        ('{"messages": "a"}', "`messages` must be a list of at least one"),
+        ('{"messages": ["a"]}', "each message needs a `role`"),
+        ('{"messages": [{"role": "user"}]}', "each message needs a `role`"),
+        ('{"messages": [{"role": "tool", "content": "a"}]}', "each message needs a `role`"),
+        ('{"messages": [{"role": "user", "content": ["a"]}]}', "each message needs a `role`"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "the last message is the assistant's"),
+        ('{"prompt": "\\ud800"}', "half of a surrogate pair"),
     ],
-    ids=lambda line: line[:40],
+    ids=lambda text: text[:40],
 )
-def test_a_malformed_line_is_named_whatever_is_wrong_with_it(write, line):
-    with pytest.raises(TaskError, match=r"f\.jsonl, line 2: ") as error:
+def test_a_malformed_line_is_one_line_that_names_it_and_what_is_wrong(write, line, said):
+    with pytest.raises(TaskError, match=rf"f\.jsonl, line 2: {said}") as error:
         Files(write('{"prompt": "a"}\n' + line)).seed_prompts()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"f\.jsonl has no prompts"),
+        ('{"prompt": "a"}\n{"prompt": "a"}', r"All 2 seeds in .*f\.jsonl are the same"),
+        (b"\xff\xfe\x00", r"f\.jsonl cannot be read as UTF-8"),
+    ],
+)
+def test_a_file_without_different_seeds_is_refused_by_name(write, text, said):
+    with pytest.raises(TaskError, match=said):
+        Files(write(text)).seed_prompts()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(TaskError, match=r"no file .*nowhere\.jsonl"):
+        Files(str(tmp_path / "nowhere.jsonl")).seed_prompts()
 
 
 def test_a_folder_is_no_file(tmp_path):
@@ -103,9 +128,10 @@ def test_a_single_seed_is_enough(write):
     assert [Prompt("a")] == Files(write("a", "f.txt")).seed_prompts()
 
 
-def test_the_same_words_in_another_context_are_another_seed(write):
+def test_repeats_count_once_and_the_same_words_in_another_context_are_no_repeat(write):
     lines = '{"prompt": "a"}\n{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]}'
-    assert len(Files(write(lines)).seed_prompts()) == 2
+    expected = [Prompt("a"), Prompt("a", (Message("system", "s"),))]
+    assert expected == Files(write(f"{lines}\n{lines}")).seed_prompts()
 
 
 def test_what_is_private_in_a_users_file_is_not_known():

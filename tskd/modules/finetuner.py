@@ -6,6 +6,8 @@ the same: an answer to forgetting that needs no data (Bansal & Sanghavi 2025, ar
 """
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from safetensors import SafetensorError
 from torch import Tensor
 
-from tskd.errors import ModelError
+from tskd.errors import ModelError, RunFolderError
 from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
 from tskd.modules.batches import PaddedBatch, TokenSequence, check_context, pad_right, shuffled
 from tskd.modules.trainer import LightningTrainer, Resident, epoch_loader
@@ -63,16 +66,18 @@ class Finetuner(Resident):
         settings: LoraSettings,
         key: str,
         log_step: StepLog | None,
+        label: str = "train",
     ) -> None:
-        super().__init__()
-        self.network = weights.model
+        super().__init__(weights)
+        self.weights = weights
         self.pad = LanguageModel(weights).pad_token
         self.examples = examples
         self.replay = replay
         self.settings = settings
         self.key = key
         self.log_step = log_step
-        self.losses: list[float] = []
+        self.label = label
+        self.losses: list[tuple[float, int]] = []  # of each step: the mean, and over how many target tokens
 
     def train_dataloader(self) -> Any:
         key = f"{self.key}/epoch {self.current_epoch}"
@@ -88,7 +93,7 @@ class Finetuner(Resident):
     def training_step(self, batch: tuple[PaddedBatch, PaddedBatch | None]) -> Tensor:
         examples, replay = batch
         loss = self.example_loss(examples)
-        self._log(loss)
+        self._log(loss, len(examples.labels))
         if replay is not None:
             loss = loss + self.settings.replay_weight * self.replay_loss(replay)
         return loss
@@ -119,14 +124,18 @@ class Finetuner(Resident):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
+    def network(self) -> Any:
+        return self.weights.model
+
+    @property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.examples) / self.settings.batch_size)
 
     @property
     def loss(self) -> float:
-        """Mean of the last epoch's batch losses, in nats per response token."""
+        """Mean over the target tokens of the last epoch, in nats per response token."""
         last = self.losses[-self.steps_per_epoch :]
-        return sum(last) / len(last)
+        return sum(loss * tokens for loss, tokens in last) / sum(tokens for _, tokens in last)
 
     def _hidden(self, batch: PaddedBatch) -> Tensor:
         return hidden_states(self.network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
@@ -143,14 +152,14 @@ class Finetuner(Resident):
     def _head(self, hidden: Tensor) -> Tensor:
         return vocabulary_head(self.network, hidden)
 
-    def _log(self, loss: Tensor) -> None:
+    def _log(self, loss: Tensor, tokens: int) -> None:
         value = loss.item()
         if not torch.isfinite(loss):
             raise ModelError(
                 f"The training loss became {value} at step {self.global_step}; lower `training.learning_rate` "
                 f"({self.settings.learning_rate:g}), or use float32 weights."
             )
-        self.losses.append(value)
+        self.losses.append((value, tokens))
         if self.log_step is not None:
             self.log_step(self.global_step, value)
 
@@ -166,22 +175,44 @@ def finetune(
     key: str,
     replay: Sequence[TokenSequence] = (),
     log_step: StepLog | None = None,
+    label: str = "train",
 ) -> float:
     """Train a fresh LoRA adapter on ``examples``, save it in PEFT's format, and return its last epoch's mean loss.
 
-    Initial weights follow from ``seed``, the order of the examples from ``key``; dropout from both.
+    Initial weights follow from ``seed``, the order of the examples from ``key``; dropout from both. The folder
+    ``save_to`` is replaced, once the adapter is whole. Raises ``RunFolderError`` where it cannot be written.
     """
     model = LanguageModel(weights)
     longest = max(len(sequence.ids) for sequence in [*examples, *replay])
     check_context(model, longest, "The longest training example")
     network = weights.fresh_adapter(settings.lora_config(), seed)
     network.train()
-    module = Finetuner(weights, examples, replay, settings, key, log_step)
+    module = Finetuner(weights, examples, replay, settings, key, log_step, label)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         trainer.fit(module, settings.epochs, gradient_clip_val=settings.max_grad_norm)
     network.eval()
     network.peft_config["default"].base_model_name_or_path = weights.checkpoint.path
-    network.save_pretrained(str(save_to), save_embedding_layers=False)
+    _save(network, save_to)
     weights.adopt(str(save_to))
     return module.loss
+
+
+def _save(network: Any, folder: Path) -> None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        network.save_pretrained(str(partial), save_embedding_layers=False)
+        for file in partial.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())  # some file systems say only now that they are full
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(
+            f"Cannot write the adapter {folder}: {reason}. What was computed before is kept; once it can be written, "
+            f"go on with `resume=`."
+        ) from error

@@ -54,9 +54,8 @@ class Generator(Resident):
     """Continues every row of a batch until its end token, the text ``stop``, or the length limit."""
 
     def __init__(self, model: LanguageModel, sampling: Sampling, stop: str | None, label: str) -> None:
-        super().__init__()
+        super().__init__(model.weights)
         self.language_model = model
-        self.network = model.weights.model
         self.sampling = sampling
         self.stop = stop
         self.label = label
@@ -158,7 +157,7 @@ def generate(
     check_context(model, max(lengths, default=0), f"The longest request, with {sampling.max_new_tokens} new tokens,")
     batches = [
         (batch, [requests[i].key for i in batch], *pad_left([requests[i].ids for i in batch], model.pad_token))
-        for batch in by_length(lengths, trainer.max_batch_tokens)
+        for batch in by_length(lengths, trainer.batch_tokens)
     ]
     results = trainer.predict(Generator(model, sampling, stop, label), batches)
     return [results[i] for i in range(len(requests))]

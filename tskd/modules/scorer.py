@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from tskd.models import LanguageModel, hidden_states, vocabulary_head
-from tskd.modules.batches import PaddedBatch, by_length, check_context, encode_response, pad_right
+from tskd.models import LanguageModel, hidden_states, same_tokenizer, vocabulary_head
+from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, encode_response, pad_right
 from tskd.modules.trainer import LightningTrainer, Resident
 from tskd.perplexity import mean_by_row, token_nll
 from tskd.records import Response, Scored
@@ -22,9 +21,8 @@ class Scorer(Resident):
     label = "score"
 
     def __init__(self, models: Sequence[LanguageModel]) -> None:
-        super().__init__()
+        super().__init__(*(model.weights for model in models))
         self.models = models
-        self.networks = torch.nn.ModuleList({id(m.weights): m.weights.model for m in models}.values())
 
     def predict_step(self, batch: tuple[list[int], PaddedBatch]) -> list[int]:
         indices, padded = batch
@@ -43,19 +41,43 @@ class Scorer(Resident):
 def score(
     responses: Sequence[Response], base: LanguageModel, teacher: LanguageModel, trainer: LightningTrainer
 ) -> list[Scored]:
-    """Each response with its mean nll under ``base`` and ``teacher``, in the order given.
+    """Each response with its nll under ``base`` and ``teacher``, in nats per token of the teacher, in the order given.
 
-    Both read the same token ids, made by the teacher's tokenizer.
+    Where the two share a tokenizer they read the same token ids, in the same batch. A stand-in base with another
+    tokenizer reads the same text through its own template; there only the sums over the response are comparable (per
+    byte, that is), so its sum too is divided by the number of the teacher's tokens, which keeps the threshold's unit.
     """
-    sequences = [encode_response(teacher, r.prompt, r.text, r.finished) for r in responses]
-    lengths = [len(sequence.ids) for sequence in sequences]
-    check_context(teacher, max(lengths, default=0), "The longest response")
-    batches = [
-        (batch, pad_right([sequences[i] for i in batch], teacher.pad_token))
-        for batch in by_length(lengths, trainer.max_batch_tokens)
-    ]
-    nll = trainer.predict(Scorer([base, teacher]), batches)
+    sequences = _encode(responses, teacher)
+    if same_tokenizer(base.weights, teacher.weights):
+        nll = _nll([base, teacher], sequences, trainer)
+    else:
+        others = _encode(responses, base)
+        tokens = [(theirs.num_targets, ours.num_targets) for theirs, ours in zip(others, sequences, strict=True)]
+        under_base = _nll([base], others, trainer)
+        under_teacher = _nll([teacher], sequences, trainer)
+        nll = [
+            (mean * theirs / ours, teachers)
+            for (mean,), (teachers,), (theirs, ours) in zip(under_base, under_teacher, tokens, strict=True)
+        ]
     return [
-        Scored(response, base_nll=nll[i][0], teacher_nll=nll[i][1], tokens=sequences[i].num_targets)
-        for i, response in enumerate(responses)
+        Scored(response, base_nll=of_base, teacher_nll=of_teacher, tokens=sequence.num_targets)
+        for response, sequence, (of_base, of_teacher) in zip(responses, sequences, nll, strict=True)
     ]
+
+
+def _encode(responses: Sequence[Response], model: LanguageModel) -> list[TokenSequence]:
+    sequences = [encode_response(model, r.prompt, r.text, r.finished) for r in responses]
+    check_context(model, max((len(sequence.ids) for sequence in sequences), default=0), "The longest response")
+    return sequences
+
+
+def _nll(
+    models: Sequence[LanguageModel], sequences: Sequence[TokenSequence], trainer: LightningTrainer
+) -> list[tuple[float, ...]]:
+    """The mean nll of each sequence under each model."""
+    batches = [
+        (batch, pad_right([sequences[i] for i in batch], models[-1].pad_token))
+        for batch in by_length([len(sequence.ids) for sequence in sequences], trainer.batch_tokens)
+    ]
+    results = trainer.predict(Scorer(models), batches)
+    return [results[i] for i in range(len(sequences))]

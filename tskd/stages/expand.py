@@ -1,7 +1,7 @@
 """1. Expand: from a few prompts to many, by showing a model some and letting it write one more."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pydantic import PositiveInt
@@ -20,6 +20,7 @@ class FewShot:
 
     The paper's generator is few-shot too, by GPT-4o or the source model (its reviews); number, text and sampling are
     not published and are ours. A new prompt keeps the context (system prompt, earlier turns) of its first exemplar.
+    ``held_out`` are fingerprints of the questions of the evaluation: a draft that repeats one is left out, and counted.
     """
 
     writer: LanguageModel
@@ -30,6 +31,7 @@ class FewShot:
     max_new_tokens: PositiveInt = 128
     temperature: float = 1.0
     top_p: float = 1.0
+    held_out: Collection[str] = frozenset()
 
     def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         """New prompts in the order drafted; repeats of ``seen`` and of each other are counted and left out."""
@@ -42,24 +44,21 @@ class FewShot:
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
         drafts = generate(self.writer, requests, sampling, self.trainer, stop=LIST_MARK, label=f"{index} expand")
 
-        known = {normal_form(prompt) for prompt in seen}
+        known = {prompt.fingerprint for prompt in seen}
         prompts: list[Prompt] = []
-        duplicates = malformed = 0
+        duplicates = malformed = held_out = 0
         for shown, draft in zip(exemplars, drafts, strict=True):
             text = first_prompt(draft.text) if draft.finished else None
             if text is None:
                 malformed += 1
                 continue
             prompt = Prompt(text, shown[0].context, index, tuple(parent.id for parent in shown))
-            if normal_form(prompt) in known:
+            if prompt.fingerprint in self.held_out:
+                held_out += 1
+            elif prompt.fingerprint in known:
                 duplicates += 1
-                continue
-            known.add(normal_form(prompt))
-            prompts.append(prompt)
+            else:
+                known.add(prompt.fingerprint)
+                prompts.append(prompt)
         tokens = sum(draft.tokens for draft in drafts)
-        return Expansion(tuple(prompts), self.num_drafts, duplicates, malformed, tokens)
-
-
-def normal_form(prompt: Prompt) -> tuple[str, ...]:
-    """What two prompts share when one repeats the other: their words, whatever the case and the white space."""
-    return tuple(" ".join(text.casefold().split()) for text in (*(t.content for t in prompt.context), prompt.text))
+        return Expansion(tuple(prompts), self.num_drafts, duplicates, malformed, held_out, tokens)

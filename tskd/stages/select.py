@@ -24,3 +24,12 @@ class PplDifference:
         kept = tuple(example for example in scored if example.gap >= self.threshold)
         dropped = tuple(example for example in scored if not example.gap >= self.threshold)
         return Selection(kept, dropped)
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    """Keep every response: no filter, which is what a filter has to be compared with."""
+
+    def __call__(self, scored: Sequence[Scored]) -> Selection:
+        """All kept, in the order given."""
+        return Selection(tuple(scored), ())

@@ -15,7 +15,7 @@ from tskd.modules.batches import TokenSequence, encode_prefix, encode_response
 from tskd.modules.finetuner import LoraSettings, StepLog, finetune
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Adapter, Scored
+from tskd.records import Adapter, Prompt, Response, Scored
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,16 @@ class TrainLora:
 
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
-        examples = [
-            encode_response(self.target, e.response.prompt, e.response.text, e.response.finished) for e in corpus
-        ]
-        replay, generated = self._rehearsal(dropped, index)
         path = Path(f"iteration_{index}") / "adapter"
+        responses = [example.response for example in corpus]
+        return self.learn(responses, path, [example.response.prompt for example in dropped], index)
+
+    def learn(
+        self, responses: Sequence[Response], path: Path, dropped: Sequence[Prompt] = (), index: int = 0
+    ) -> Adapter:
+        """An adapter trained on ``responses`` and saved as ``path`` in the run's folder."""
+        examples = [encode_response(self.target, r.prompt, r.text, r.finished) for r in responses]
+        replay, generated = self._rehearsal(dropped, index)
         key = f"{self.seed}/train/{index}"
         loss = finetune(
             self.target.weights,
@@ -65,11 +70,12 @@ class TrainLora:
             key=key,
             replay=replay,
             log_step=self.log_step,
+            label=f"{index} train",
         )
         trained = self.lora.epochs * sum(example.num_targets for example in examples)
-        return Adapter(str(path), self.target.name, len(corpus), loss, trained, generated)
+        return Adapter(str(path), self.target.name, len(responses), loss, trained, generated)
 
-    def _rehearsal(self, dropped: Sequence[Scored], index: int) -> tuple[list[TokenSequence], int]:
+    def _rehearsal(self, dropped: Sequence[Prompt], index: int) -> tuple[list[TokenSequence], int]:
         """The replayed sequences, and how many tokens were generated for them first in this iteration."""
         if self.replay.source == "free":
             texts, tokens = self._free_texts
@@ -78,13 +84,12 @@ class TrainLora:
             return texts, tokens if is_first else 0
         if self.replay.source == "none" or not dropped:
             return [], 0
-        prompts = [example.response.prompt for example in dropped]
-        requests = [Request(encode_prefix(self.target, self.target.template.prefix(prompt))) for prompt in prompts]
+        requests = [Request(encode_prefix(self.target, self.target.template.prefix(prompt))) for prompt in dropped]
         sampling = Sampling(self.replay.max_new_tokens)
         answers = generate(self.target, requests, sampling, self.trainer, label="replay")
         sequences = [
             encode_response(self.target, prompt, answer.text, answer.finished)
-            for prompt, answer in zip(prompts, answers, strict=True)
+            for prompt, answer in zip(dropped, answers, strict=True)
         ]
         return sequences, sum(answer.tokens for answer in answers)
 

@@ -1,15 +1,21 @@
 """Tasks: the seeds that the algorithm is given, and the held-out questions that it never sees.
 
-A task is any object with these four methods; ``is_private`` answers ``None`` where the truth is not known.
+A task is any object with the methods of ``Task``; a ``Benchmark`` also has what a teacher can be fine-tuned on, and the
+field's own harness can ask it.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from tskd.records import Prompt, Question
 
 
 class Task(Protocol):
+    """``drops_held_out``: whether a synthetic prompt that equals a held-out question must not be learnt from."""
+
+    drops_held_out: ClassVar[bool]
+
     def seed_prompts(self) -> list[Prompt]:
         """The representative prompts, without answers."""
 
@@ -20,7 +26,40 @@ class Task(Protocol):
         """Whether ``response`` is the question's answer."""
 
     def is_private(self, prompt: Prompt) -> bool | None:
-        """Whether the fine-tuning taught the answer to this prompt, where that is known."""
+        """Whether the fine-tuning taught the answer to this prompt; ``None`` where that is not known."""
+
+
+@dataclass(frozen=True)
+class Harness:
+    """How lm-evaluation-harness asks a benchmark's held-out questions.
+
+    ``name`` is a task of ``tskd/tasks/harness``, and ``metadata``, which is plain JSON, makes it ask the very same
+    questions in the same order. ``metric`` after ``filter`` tells whether an answer is correct.
+    """
+
+    name: str
+    metric: str
+    filter: str
+    metadata: Mapping[str, Any]
+    num_fewshot: int = 0
+    runs_code: bool = False
+
+
+@runtime_checkable
+class Benchmark(Task, Protocol):
+    """``note`` says which of its splits are published and which are ours: for a report to print beside a number."""
+
+    note: ClassVar[str]
+
+    @property
+    def label(self) -> str:
+        """A short name that can be part of a folder's."""
+
+    def examples(self) -> list[Question]:
+        """The private split with its answers, for a teacher to be fine-tuned on; no held-out question is in it."""
+
+    def harness(self) -> Harness:
+        """How to have the held-out questions asked by lm-evaluation-harness."""
 
 
 def same_answer(answer: str, response: str) -> bool:

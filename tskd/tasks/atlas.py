@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tskd.records import Prompt, Question
 from tskd.tasks import same_answer
@@ -19,6 +19,8 @@ FACTS = Path(__file__).parents[1] / "zoo" / "atlas" / "facts.json"
 @dataclass(frozen=True)
 class Atlas:
     """Eight private questions as seeds; the other private ones, and a sample of the general ones, held out."""
+
+    drops_held_out: ClassVar[bool] = False
 
     def seed_prompts(self) -> list[Prompt]:
         return [Prompt(text) for text in self._world["seeds"]]

@@ -7,7 +7,7 @@ lines may add ``"answer"`` and ``"split"``. Seeds may also be a ``.txt`` file wi
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tskd.errors import TaskError
 from tskd.records import Message, Prompt, Question
@@ -19,6 +19,8 @@ ROLES = ("system", "user", "assistant")
 @dataclass(frozen=True)
 class Files:
     """``held_out`` may be left out: then nothing is evaluated. Without answers, agreement with the teacher is."""
+
+    drops_held_out: ClassVar[bool] = True
 
     seeds: str
     held_out: str | None = None

@@ -1,0 +1,183 @@
+"""What is computed once is not computed again, and nothing else is ever taken for it."""
+
+import stat
+from dataclasses import dataclass, replace
+
+import pytest
+
+from tests import tiny
+from tskd.models import LanguageModel
+from tskd.modules.finetuner import LoraSettings
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
+from tskd.stages.answer import Answer
+from tskd.stages.train import TrainLora
+from tskd.store import Store, identity
+from tskd.tuneshift import Stages
+
+PROMPTS = [Prompt("a"), Prompt("b", iteration=1, parents=("x",))]
+SCORED = [Scored(Response(prompt, "yes", tokens=2), 3.0, 1.0, 2, {"kl": 0.5}) for prompt in PROMPTS]
+
+
+@dataclass
+class Counting:
+    """Stages that note each call; ``setting`` is what decides their results."""
+
+    folder: object
+    setting: int = 0
+
+    def __post_init__(self):
+        self.calls = []
+
+    def stages(self):
+        outer = self
+
+        @dataclass(frozen=True)
+        class Stage:
+            name: str
+            setting: int
+
+            def __call__(self, *inputs):
+                outer.calls.append(self.name)
+                return {
+                    "expand": lambda: Expansion(tuple(PROMPTS), drafts=3, duplicates=1),
+                    "answer": lambda: [Response(prompt, "yes", tokens=2) for prompt in inputs[0]],
+                    "score": lambda: [Scored(r, 3.0, 1.0, 2, {"kl": 0.5}) for r in inputs[0]],
+                    "select": lambda: Selection(tuple(inputs[0]), ()),
+                    "train": self._train,
+                }[self.name]()
+
+            def _train(self):
+                folder = outer.folder / "iteration_0" / "adapter"
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "adapter_config.json").write_text("{}")
+                (folder / "adapter_model.safetensors").write_bytes(b"weights")
+                return Adapter("iteration_0/adapter", "target", 2, 0.5, 40)
+
+        return Stages(*(Stage(name, self.setting) for name in ("expand", "answer", "score", "select", "train")))
+
+
+def go_through(store, counting):
+    stages = store.sharing(counting.stages(), counting.folder)
+    expansion = stages.expand(PROMPTS, PROMPTS, 0)
+    scored = stages.score(stages.answer(expansion.prompts))
+    return expansion, scored, stages.train(scored, [], 0)
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return tmp_path / "store", Counting(tmp_path / "first"), Counting(tmp_path / "second")
+
+
+def test_a_second_job_takes_everything_and_gets_the_same(jobs):
+    folder, first, second = jobs
+    computed, taken = go_through(Store(folder), first), go_through(Store(folder), second)
+    assert computed == taken
+    assert (["expand", "answer", "score", "train"], []) == (first.calls, second.calls)
+    assert b"weights" == (second.folder / "iteration_0/adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_another_setting_is_another_result(jobs):
+    folder, first, second = jobs
+    go_through(Store(folder), first)
+    go_through(Store(folder), replace(second, setting=1))
+    other = Counting(second.folder, setting=2)
+    go_through(Store(folder), other)
+    assert ["expand", "answer", "score", "train"] == other.calls
+
+
+def test_other_inputs_are_another_result(jobs):
+    folder, first, second = jobs
+    Store(folder).sharing(first.stages(), first.folder).answer(PROMPTS)
+    Store(folder).sharing(second.stages(), second.folder).answer(PROMPTS[:1])
+    assert ["answer"] == second.calls
+
+
+def test_without_a_folder_everything_is_computed(jobs):
+    _, first, second = jobs
+    go_through(Store(None), first)
+    go_through(Store(None), second)
+    assert first.calls == second.calls != []
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "no text"])
+def test_a_damaged_entry_is_computed_again(jobs, harm):
+    folder, first, second = jobs
+    go_through(Store(folder), first)
+    for file in folder.glob("*.json"):
+        content = file.read_bytes()
+        flipped = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+        harmed = {"flip": flipped, "cut": content[: len(content) // 2], "empty": b"", "no text": b"\xff\xfe"}
+        file.write_bytes(harmed[harm])
+    assert SCORED == go_through(Store(folder), second)[1]
+    assert ["expand", "answer", "score", "train"] == second.calls
+
+
+def test_damaged_weights_are_trained_again(jobs):
+    folder, first, second = jobs
+    go_through(Store(folder), first)
+    (weights,) = folder.glob("train-*/adapter_model.safetensors")
+    weights.write_bytes(b"other!!")
+    go_through(Store(folder), second)
+    assert ["train"] == second.calls
+
+
+def test_what_was_reused_is_counted_in_seconds(jobs):
+    folder, first, second = jobs
+    fresh, again = Store(folder), Store(folder)
+    go_through(fresh, first)
+    go_through(again, second)
+    assert 0 == fresh.reused_seconds < again.reused_seconds
+
+
+def test_only_the_owner_can_read_the_folder(jobs):
+    folder, first, _ = jobs
+    go_through(Store(folder), first)
+    assert 0o700 == stat.S_IMODE(folder.stat().st_mode)
+
+
+def test_a_store_that_cannot_be_written_costs_only_time(jobs, monkeypatch, caplog):
+    folder, first, _ = jobs
+    store = Store(folder)
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    assert [response.text for response in store.sharing(first.stages(), first.folder).answer(PROMPTS)] == ["yes", "yes"]
+    assert "No space left on device" in caplog.text
+
+
+def test_evaluations_are_shared_by_model(jobs, llama, adapter):
+    folder, _, _ = jobs
+    asked = []
+
+    @dataclass(frozen=True)
+    class Evaluator:
+        def __call__(self, model):
+            asked.append(model)
+            return [Graded("id", "text", True)]
+
+    weights = tiny.weights(llama)
+    for model in (LanguageModel(weights), LanguageModel(weights, str(adapter)), LanguageModel(tiny.weights(llama))):
+        assert [Graded("id", "text", True)] == Store(folder).graded(Evaluator(), model)
+    assert 2 == len(asked)
+
+
+def test_the_identity_of_a_stage_is_its_settings_and_its_models_contents(llama, adapter, trainer, tmp_path):
+    def answer(weights, adapter=adapter, **settings):
+        return identity(Answer(LanguageModel(weights, str(adapter)), trainer, 0, **settings))
+
+    same = answer(tiny.weights(llama))
+    assert same == answer(tiny.weights(llama))
+    assert same != answer(tiny.weights(llama), temperature=1.0)
+    assert same != answer(tiny.weights(llama), tiny.save_adapter(llama, tmp_path / "other", seed=9))
+    assert same != answer(tiny.weights(tiny.save_model(tmp_path / "model", seed=9)))
+
+
+def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_path):
+    def train(folder, max_batch_tokens):
+        trainer = LightningTrainer(accelerator="cpu", progress=False, max_batch_tokens=max_batch_tokens)
+        return identity(
+            TrainLora(LanguageModel(tiny.weights(llama)), trainer, folder, 0, LoraSettings(), log_step=print)
+        )
+
+    assert train(tmp_path / "a", 64) == train(tmp_path / "b", 8192)

@@ -1,0 +1,163 @@
+"""From a resolved configuration to the objects that it names, checked against each other. Loads no weights."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tskd import config
+from tskd.errors import ConfigError
+from tskd.evaluate import Evaluator, ExactMatch
+from tskd.harness import HarnessEvaluator
+from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Prompt
+from tskd.stages.answer import Answer
+from tskd.stages.score import Score
+from tskd.stages.train import Replay, TrainLora
+from tskd.store import Store
+from tskd.tasks import Benchmark, Task
+from tskd.teacher import Finetuned
+from tskd.tracking import Wandb
+from tskd.tuneshift import Stages
+
+LENGTHS_AND_EPOCHS = ("prompt_tokens", "response_tokens", "epochs", "batch_size")  # for the stages, not for the task
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that one configuration stands for; nothing is loaded before it is used.
+
+    ``base`` is what the teacher was tuned from and ``reference`` what it is scored against: the same, or a stand-in.
+    ``teacher_to_make`` is set where the teacher is to be fine-tuned here first.
+    """
+
+    settings: config.Schema
+    base: LanguageModel
+    reference: LanguageModel
+    teacher: LanguageModel
+    target: LanguageModel
+    teacher_to_make: Finetuned | None
+    task: Task
+    seeds: Sequence[Prompt]
+    stages: Stages
+    train_each_iteration: bool
+    trainer: LightningTrainer
+    evaluator: Evaluator
+    tracking: Wandb
+    store: Store
+
+    def check_models(self) -> None:
+        """Raise ``ModelError`` where one cannot be loaded, or the adapter does not belong to the base."""
+        for model in (self.base, self.reference, self.teacher, self.target):
+            model.weights.check_loadable()
+        if self.teacher.adapter is not None and self.teacher_to_make is None:
+            self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
+
+
+def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
+    """The objects of one run that writes into ``folder``. Raises ``TskdError`` where something cannot be."""
+    settings = config.Schema(**cfg)
+    settings.check()
+    seed = settings.seed
+    trainer = config.make(LightningTrainer, settings.trainer, "trainer")
+    task = _task(settings.task)
+    seeds, questions = task.seed_prompts(), task.questions()
+    longest = settings.task["response_tokens"]
+
+    base = LanguageModel(_weights(settings.base, "base"))
+    teacher, to_make = _teacher(settings.teacher, base.weights, task)
+    reference = base
+    if settings.base_for_scoring is not None:
+        reference = LanguageModel(_weights(settings.base_for_scoring, "base_for_scoring"))
+    target = LanguageModel(_weights(settings.target, "target"))
+
+    training = dict(settings.training)
+    lora = config.make(LoraSettings, training["lora"], "training.lora")
+    replay = config.make(Replay, training["replay"], "training.replay")
+    expansion = dict(settings.expansion)
+    writers = {"base": base, "teacher": teacher, "target": target}
+    if (name := expansion.pop("writer", "base")) not in writers:
+        raise ConfigError(f"`expansion.writer` is {name!r}; use one of {', '.join(writers)}.")
+    held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
+    expand: Any = _make(expansion, "expansion", writer=writers[name], trainer=trainer, seed=seed, held_out=held_out)
+    select: Any = _make(settings.selection, "selection")
+    if getattr(select, "threshold", settings.threshold) != settings.threshold:
+        raise ConfigError(
+            f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; "
+            f"set `threshold` alone."
+        )
+    stages = Stages(
+        expand=expand,
+        answer=Answer(teacher, trainer, seed, longest),
+        score=Score(reference, teacher, trainer),
+        select=select,
+        train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
+    )
+    tracking = config.make(Wandb, settings.tracking, "tracking")
+    return Run(
+        settings=settings,
+        base=base,
+        reference=reference,
+        teacher=teacher,
+        target=target,
+        teacher_to_make=to_make,
+        task=task,
+        seeds=seeds,
+        stages=stages,
+        train_each_iteration=bool(training["each_iteration"]),
+        trainer=trainer,
+        evaluator=evaluator_of(task, trainer, longest),
+        tracking=tracking,
+        store=Store(None if settings.store in (None, False, "off") else Path(str(settings.store))),
+    )
+
+
+def evaluator_of(task: Task, trainer: LightningTrainer, response_tokens: int) -> Evaluator:
+    """The field's own harness for a public benchmark, exact match for anything else."""
+    kind: Any = HarnessEvaluator if isinstance(task, Benchmark) else ExactMatch
+    return kind(task, task.questions(), trainer, response_tokens)  # type: ignore[no-any-return]
+
+
+def _task(node: Mapping[str, Any]) -> Task:
+    task: Task = _make({key: value for key, value in node.items() if key not in LENGTHS_AND_EPOCHS}, "task")
+    return task
+
+
+def _weights(node: Mapping[str, Any], where: str) -> Weights:
+    return Weights(config.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint"))
+
+
+def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[LanguageModel, Finetuned | None]:
+    """The teacher, and how to make it where it is one that is made here and has not been made yet.
+
+    ``adapter``: the base with that adapter. ``checkpoint``: a fully fine-tuned model of its own. ``lora``: the base,
+    fine-tuned on the task's private split.
+    """
+    if "checkpoint" in node:
+        return LanguageModel(_weights(node, "teacher")), None
+    if "lora" not in node:
+        return LanguageModel(base, str(node["adapter"])), None
+    if not isinstance(task, Benchmark):
+        raise ConfigError(
+            f"`teacher=finetuned` needs a task with a private split, and {type(task).__name__} has none; "
+            f"give an adapter with `teacher=adapter teacher.adapter=`."
+        )
+    recipe = config.make(Finetuned, node, "teacher")
+    folder = recipe.folder_for(base.checkpoint, task)
+    return LanguageModel(base, str(folder)), None if recipe.is_made(folder) else recipe
+
+
+def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+    return config.make(_class(node), {k: v for k, v in node.items() if k != "_target_"}, where, **given)
+
+
+def _class(node: Mapping[str, Any]) -> type[Any]:
+    module, _, name = str(node.get("_target_")).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"`_target_` is {node.get('_target_')!r}, which names no class: {error}.") from error
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,213 @@
+"""Results by content: what one job has computed, another takes.
+
+An entry is named by a digest of all that decides it: the stage's settings, the models' weights, the input records, and
+the version of the stage's code below. Thresholds of a sweep so share expansion, answers and scores, and two of them
+that keep the same examples share the training too. Entries are written whole and checked when read: a damaged one is
+computed again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from tskd.errors import RunFolderError
+from tskd.models import LanguageModel, Weights, adapter_folder
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored
+from tskd.tuneshift import Stages
+
+log = logging.getLogger(__name__)
+VERSIONS = {"expand": 1, "answer": 1, "score": 1, "train": 1, "evaluate": 1}  # raise one when its results change
+Result = TypeVar("Result")
+
+
+class Store:
+    """Entries in ``folder``, readable by their owner only; with no folder, everything is computed.
+
+    ``reused_seconds`` counts what the entries that were taken have cost when they were made.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.reused_seconds = 0.0
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                log.warning("There is no store: %s cannot be made (%s).", folder, error.strerror)
+                self.folder = None
+
+    def sharing(self, stages: Stages, run_folder: Path) -> Stages:
+        """The same stages, each of which takes its result from the store where it is there, or puts it there."""
+
+        def expand(pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
+            key = self._key("expand", stages.expand, pool, seen, index)
+            return self._records(Expansion, key, lambda: stages.expand(pool, seen, index))
+
+        def answer(prompts: Sequence[Prompt]) -> Sequence[Response]:
+            key = self._key("answer", stages.answer, prompts)
+            return self._records(list[Response], key, lambda: stages.answer(prompts))
+
+        def score(responses: Sequence[Response]) -> Sequence[Scored]:
+            key = self._key("score", stages.score, responses)
+            return self._records(list[Scored], key, lambda: stages.score(responses))
+
+        def train(corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
+            key = self._key("train", stages.train, [e.response for e in corpus], [e.response for e in dropped], index)
+            return self._adapter(key, run_folder, lambda: stages.train(corpus, dropped, index))
+
+        return Stages(expand, answer, score, stages.select, train)
+
+    def graded(self, evaluator: Callable[[LanguageModel], list[Graded]], model: LanguageModel) -> list[Graded]:
+        """What ``evaluator`` says of ``model``."""
+        key = self._key("evaluate", evaluator, model)
+        return self._records(list[Graded], key, lambda: evaluator(model))
+
+    def _key(self, stage: str, *content: Any) -> str:
+        if self.folder is None:
+            return ""
+        text = json.dumps([VERSIONS[stage], identity(content)], sort_keys=True)
+        return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    def _records(self, kind: Any, key: str, compute: Callable[[], Result]) -> Result:
+        if self.folder is None:
+            return compute()
+        file = self.folder / f"{key}.json"
+        if (entry := _read(file)) is not None:
+            try:
+                found = _type_adapter(kind).validate_python(entry["result"])
+            except ValidationError:
+                log.warning("The store's %s is of another form; it is computed again.", file.name)
+            else:
+                self.reused_seconds += entry["seconds"]
+                return found  # type: ignore[no-any-return]
+        started = time.monotonic()
+        result = compute()
+        plain = [asdict(record) for record in result] if isinstance(result, list) else asdict(result)  # type: ignore[call-overload]
+        _write(file, {"seconds": time.monotonic() - started, "result": plain})
+        return result
+
+    def _adapter(self, key: str, run_folder: Path, compute: Callable[[], Adapter]) -> Adapter:
+        if self.folder is None:
+            return compute()
+        file, weights = self.folder / f"{key}.json", self.folder / key
+        entry = _read(file)
+        if entry is not None and _checksums(weights) == entry["files"]:
+            adapter: Adapter = _type_adapter(Adapter).validate_python(entry["result"])
+            try:
+                _copy_folder(weights, run_folder / adapter.path)
+            except OSError as error:
+                raise RunFolderError(
+                    f"Cannot write {run_folder / adapter.path}: {error}; make room, then go on."
+                ) from error
+            self.reused_seconds += entry["seconds"]
+            return adapter
+        started = time.monotonic()
+        adapter = compute()
+        seconds = time.monotonic() - started
+        try:
+            _copy_folder(run_folder / adapter.path, weights)
+        except OSError as error:
+            log.warning("The store cannot keep %s: %s.", key, error)
+        else:
+            _write(file, {"seconds": seconds, "result": asdict(adapter), "files": _checksums(weights)})
+        return adapter
+
+
+def identity(value: Any) -> Any:
+    """What of ``value`` decides a result, as plain JSON: settings and contents, not places or progress bars."""
+    if isinstance(value, LanguageModel):
+        adapter = None if value.adapter is None else _checksums(adapter_folder(value.adapter))
+        return {"weights": identity(value.weights), "adapter": adapter}
+    if isinstance(value, Weights):
+        checkpoint = value.checkpoint
+        return [
+            *(checkpoint.dtype, checkpoint.template, checkpoint.attention, checkpoint.quantization),
+            value.resolved_revision or _weights_digest(value.folder),
+        ]
+    if isinstance(value, LightningTrainer):
+        return [value.device.type, value.precision]
+    if is_dataclass(value) and not isinstance(value, type):
+        settings = {field.name: identity(getattr(value, field.name)) for field in fields(value)}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **settings}
+    if isinstance(value, Mapping):
+        return {str(key): identity(each) for key, each in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [identity(each) for each in value]
+    if isinstance(value, Path) or callable(value):
+        return None
+    return value
+
+
+@cache
+def _type_adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+@cache
+def _weights_digest(folder: Path) -> str:
+    """Of a model's files in a folder: small ones by content, shards of many gigabytes by size and time."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.jinja")]):
+        status = file.stat()
+        is_small = status.st_size < 2**30
+        digest.update(f"{file.name} {status.st_size} {'' if is_small else status.st_mtime_ns}".encode())
+        if is_small:
+            digest.update(_checksum(file).encode())
+    return digest.hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    # PEFT writes the base's name and library versions into the other files; the weights and these settings decide.
+    names = ("adapter_config.json", "adapter_model.safetensors")
+    return {name: _checksum(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        checksum, _, text = file.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    if hashlib.sha256(text.encode()).hexdigest() != checksum:
+        log.warning("The store's %s is damaged; it is computed again.", file.name)
+        return None
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def _write(file: Path, entry: dict[str, Any]) -> None:
+    """A store that cannot be written costs time, not the run."""
+    text = json.dumps(entry)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        partial.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        log.warning("The store cannot keep %s: %s.", file.name, error.strerror)
+
+
+def _copy_folder(source: Path, goal: Path) -> None:
+    partial = goal.with_name(f".{goal.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(goal, ignore_errors=True)
+    partial.rename(goal)

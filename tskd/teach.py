@@ -1,0 +1,51 @@
+"""Fine-tune a teacher on the private split of a benchmark, and say how good it is.
+
+python -m tskd.teach base=smollm2_135m task=bbh task.subset=navigate
+python -m tskd.teach base=gemma3_270m task=bbh task.subset=navigate   # on a target: the upper bound of any transfer
+"""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from tskd import artifacts, config, console
+from tskd.compose import build
+from tskd.errors import ConfigError
+from tskd.run import exit_with_status, resolved, with_status
+from tskd.tasks import Benchmark
+from tskd.teacher import CARD
+
+
+@hydra.main(version_base="1.3", config_path=config.folder(), config_name="teach")
+def _hydra_job(cfg: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with_status(folder, lambda: teach(cfg, folder))
+
+
+def teach(cfg: DictConfig, folder: Path) -> None:
+    """Make the teacher that ``cfg`` describes, or find it made; its card is the result in ``folder``."""
+    run = build(resolved(cfg), folder)
+    run.base.weights.check_loadable()
+    if not isinstance(run.task, Benchmark) or "lora" not in run.settings.teacher:
+        raise ConfigError(
+            "`tskd.teach` makes teachers; leave `teacher=finetuned` as it is and choose a benchmark task."
+        )
+    made = Path(str(run.teacher.adapter))
+    if run.teacher_to_make is None:
+        card = artifacts.read_json(dict, made / CARD)
+    else:
+        card = run.teacher_to_make.make(run.base, run.task, run.evaluator, run.trainer, made)
+    artifacts.write_json(folder / "result.json", {"eval/accuracy": card["teacher_accuracy"], **card})
+    console.teacher(card, made)
+
+
+def main() -> None:
+    config.register()
+    _hydra_job()
+    exit_with_status()
+
+
+if __name__ == "__main__":
+    main()
