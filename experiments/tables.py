@@ -52,6 +52,45 @@ def replay_table() -> str:
     return "\n".join([*lines, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())])
 
 
+def transfer_table() -> str:
+    """SmolLM2 to Gemma 3 on BBH tasks: means over the seeds that were run to the end."""
+    thresholds = {f"τ = {value}": f"threshold={value}" for value in ("0.5", "1.5")}
+    arms = {"no filter": "all", **thresholds, "original data": "original_data"}
+    head = ["task", "base", "teacher", "target before", *arms, "kept at 0.5", "kept at 1.5"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    folder = RESULTS / "smollm2_to_gemma3_bbh"
+    for task in sorted({file.name.split(",")[0] for file in folder.glob("*.json")}):
+        found = {
+            arm: [json.loads(file.read_text())["result"] for file in sorted(folder.glob(f"{task},{arm},*.json"))]
+            for arm in arms.values()
+        }
+        one = found["threshold=1.5"][0]
+        known = [_show(one[f"eval/{voice}_accuracy"]) for voice in ("base", "teacher", "target")]
+        cells = [_spread([result["eval/accuracy"] for result in results]) for results in found.values()]
+        kept = [_spread([r["select/kept_fraction"] for r in found[f"threshold={t}"]]) for t in ("0.5", "1.5")]
+        lines.append("| " + " | ".join([task, *known, *cells, *kept]) + " |")
+    return "\n".join(lines)
+
+
+def teacher_table() -> str:
+    """A SmolLM2 fine-tuned on each BBH task."""
+    rows = json.loads((RESULTS / "smollm2_bbh_teachers.json").read_text())
+    lines = ["| task | n | base | teacher |", "|---|---|---|---|"]
+    for task, card in rows.items():
+        base, teacher = (
+            f"{card[f'{voice}_accuracy']:.3f} ± {card[f'{voice}_standard_error']:.3f}" for voice in ("base", "teacher")
+        )
+        lines.append(f"| {task} | {card['num_held_out']} | {base} | {teacher} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    """Mean, and the values that it is of: with two seeds, a standard deviation would say less."""
+    if not values:
+        return "not run"
+    return f"{fmean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+
+
 def _columns(results: list[dict[str, float]]) -> list[list[float]]:
     return [[result[key] for result in results] for key in COLUMNS.values()]
 
@@ -61,4 +100,4 @@ def _show(value: float) -> str:
 
 
 if __name__ == "__main__":
-    print(default_table(), threshold_table(), replay_table(), sep="\n\n")
+    print(default_table(), threshold_table(), replay_table(), transfer_table(), teacher_table(), sep="\n\n")

@@ -13,7 +13,7 @@ from tskd.harness import HarnessEvaluator
 from tskd.models import Checkpoint, LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Prompt
+from tskd.records import Prompt, Question
 from tskd.stages.answer import Answer
 from tskd.stages.score import Score
 from tskd.stages.train import Replay, TrainLora
@@ -48,6 +48,12 @@ class Run:
     evaluator: Evaluator
     tracking: Wandb
     store: Store
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        """By the name of their place in the configuration."""
+        roles = {"base": self.base, "teacher": self.teacher, "target": self.target}
+        return roles if self.reference is self.base else roles | {"base_for_scoring": self.reference}
 
     def check_models(self) -> None:
         """Raise ``ModelError`` where one cannot be loaded, or the adapter does not belong to the base."""
@@ -109,21 +115,22 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         stages=stages,
         train_each_iteration=bool(training["each_iteration"]),
         trainer=trainer,
-        evaluator=evaluator_of(task, trainer, longest),
+        evaluator=_evaluator(task, questions, trainer, longest),
         tracking=tracking,
         store=Store(None if settings.store in (None, False, "off") else Path(str(settings.store))),
     )
 
 
-def evaluator_of(task: Task, trainer: LightningTrainer, response_tokens: int) -> Evaluator:
-    """The field's own harness for a public benchmark, exact match for anything else."""
-    kind: Any = HarnessEvaluator if isinstance(task, Benchmark) else ExactMatch
-    return kind(task, task.questions(), trainer, response_tokens)  # type: ignore[no-any-return]
-
-
 def _task(node: Mapping[str, Any]) -> Task:
     task: Task = _make({key: value for key, value in node.items() if key not in LENGTHS_AND_EPOCHS}, "task")
     return task
+
+
+def _evaluator(task: Task, questions: Sequence[Question], trainer: LightningTrainer, max_new_tokens: int) -> Evaluator:
+    """The field's own harness for a public benchmark, exact match for anything else."""
+    if isinstance(task, Benchmark):
+        return HarnessEvaluator(task, questions, trainer, max_new_tokens)
+    return ExactMatch(task, questions, trainer, max_new_tokens)
 
 
 def _weights(node: Mapping[str, Any], where: str) -> Weights:
@@ -142,8 +149,8 @@ def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[Langua
         return LanguageModel(base, str(node["adapter"])), None
     if not isinstance(task, Benchmark):
         raise ConfigError(
-            f"`teacher=finetuned` needs a task with a private split, and {type(task).__name__} has none; "
-            f"give an adapter with `teacher=adapter teacher.adapter=`."
+            f"`teacher=finetuned` needs a task with a private split, and {type(task).__name__} has none; choose a "
+            f"benchmark (`task=bbh`, gsm8k, mbpp or mmlu), or give an adapter with `teacher=adapter teacher.adapter=`."
         )
     recipe = config.make(Finetuned, node, "teacher")
     folder = recipe.folder_for(base.checkpoint, task)

@@ -70,9 +70,9 @@ class FinishedRun:
     def target(self) -> Checkpoint:
         return self.checkpoint("target")
 
-    def revision(self, checkpoint: Checkpoint) -> str | None:
+    def revision(self, role: str) -> str | None:
         """The one asked for, or the one that was the newest when the run was made."""
-        return checkpoint.revision or self.provenance.get("revisions", {}).get(checkpoint.name)
+        return self.checkpoint(role).revision or self.provenance.get("revisions", {}).get(role)
 
     def graded(self) -> dict[str, list[Graded]]:
         """The held-out answers of each voice, where the run has kept them."""
@@ -208,7 +208,7 @@ def _write_adapter(run: FinishedRun, folder: Path) -> None:
     shutil.copyfile(run.adapter / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     settings = json.loads((run.adapter / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = public_name(run.target.path)
-    settings["revision"] = run.revision(run.target)
+    settings["revision"] = run.revision("target")
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -226,7 +226,7 @@ def _write_merged(run: FinishedRun, folder: Path) -> None:
 
 
 def _code(run: FinishedRun, merged: bool) -> str:
-    target, revision = run.target, run.revision(run.target)
+    target, revision = run.target, run.revision("target")
     if merged:
         return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="{target.dtype}")
@@ -267,27 +267,28 @@ def _merged_dtype(target: Checkpoint) -> str:
 
 
 def _models(run: FinishedRun) -> Iterator[tuple[str, ...]]:
-    def row(role: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+    def row(label: str, role: str) -> tuple[str, ...]:
+        checkpoint = run.checkpoint(role)
         quantized = "" if checkpoint.quantization == "none" else f", {checkpoint.quantization}"
         return (
-            role,
+            label,
             f"{checkpoint.name} (`{public_name(checkpoint.path)}`)",
-            run.revision(checkpoint) or "–",
+            run.revision(role) or "–",
             checkpoint.dtype + quantized,
             checkpoint.licence or "not recorded",
         )
 
-    yield row("base", run.checkpoint("base"))
+    yield row("base", "base")
     if run.settings.get("base_for_scoring") is not None:
-        yield row("base in scoring, a stand-in", run.checkpoint("base_for_scoring"))
+        yield row("base in scoring, a stand-in", "base_for_scoring")
     teacher = run.settings["teacher"]
     if "checkpoint" in teacher:
-        yield row("teacher", run.checkpoint("teacher"))
+        yield row("teacher", "teacher")
     else:
         made_here = "an adapter made on the task's private split"
         adapter = made_here if "lora" in teacher else f"the adapter `{public_name(teacher['adapter'])}`"
         yield "teacher", f"base with {adapter}", "", "", "not recorded"
-    yield row("target", run.target)
+    yield row("target", "target")
 
 
 def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -68,9 +68,10 @@ class HarnessEvaluator:
                 network.to(self.trainer.device)
             manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
             tasks = get_task_dict([harness.name], manager)
-            tasks[harness.name].set_config("num_fewshot", harness.num_fewshot)
-            if tasks[harness.name].config.output_type == "generate_until":
-                tasks[harness.name].set_config("generation_kwargs", {"max_gen_toks": self.max_new_tokens}, update=True)
+            settings = tasks[harness.name].config
+            settings.num_fewshot = harness.num_fewshot
+            if settings.output_type == "generate_until":
+                settings.generation_kwargs["max_gen_toks"] = self.max_new_tokens
             results = lm_eval.evaluate(
                 _in_memory(model, network, longest, self._rows(model, longest), self.trainer.shows_progress),
                 tasks,

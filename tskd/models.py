@@ -72,6 +72,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ModelError(f"Model {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(_DTYPES)}.")
+        if self.path.startswith(ZOO) or Path(self.path).expanduser().is_dir():
+            object.__setattr__(self, "revision", None)  # of the hub's repository; a folder may hold anything
 
     @property
     def is_placed(self) -> bool:

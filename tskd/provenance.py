@@ -15,14 +15,13 @@ PACKAGES = ("tskd", "torch", "transformers", "peft", "pytorch-lightning", "lm-ev
 
 def of(run: Run) -> dict[str, Any]:
     """For ``provenance.json``. Nothing in it tells whose machine it is, or where."""
+    device = run.trainer.device
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "device": torch.cuda.get_device_name() if run.trainer.device.type == "cuda" else platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
-        "revisions": {
-            model.name: model.weights.resolved_revision for model in (run.base, run.reference, run.teacher, run.target)
-        },
+        "revisions": {role: model.weights.resolved_revision for role, model in run.models.items()},
         "task_note": run.task.note if isinstance(run.task, Benchmark) else "",
     }
 

@@ -9,6 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,8 @@ def _make_teacher(run: Run) -> None:
     if run.teacher_to_make is not None and isinstance(run.task, Benchmark):
         folder = Path(str(run.teacher.adapter))
         log.info("There is no teacher in %s yet; it is fine-tuned first.", folder)
-        card = run.teacher_to_make.make(run.base, run.task, run.evaluator, run.trainer, folder)
+        evaluate = partial(run.store.graded, run.evaluator)
+        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, folder)
         console.teacher(card, folder)
 
 
@@ -259,7 +261,7 @@ def _header(run: Run) -> dict[str, str]:
     settings = run.settings
     header = {
         "base": f"{run.base.name} ({run.base.weights.checkpoint.path})",
-        "teacher": f"base + {run.teacher.adapter}" if run.teacher.adapter else run.teacher.name,
+        "teacher": f"base + {run.teacher.adapter}" if run.teacher.adapter else run.teacher.weights.checkpoint.path,
         "target": f"{run.target.name} ({run.target.weights.checkpoint.path})",
         "task": f"{len(run.seeds)} seeds, {len(run.evaluator.questions)} held-out questions",
         "select": f"{type(run.stages.select).__name__}, threshold {settings.threshold:g}",

@@ -4,8 +4,12 @@ An entry is named by a digest of all that decides it: the stage's settings, the 
 the version of the stage's code below. Thresholds of a sweep so share expansion, answers and scores, and two of them
 that keep the same examples share the training too. Entries are written whole and checked when read: a damaged one is
 computed again.
+
+python -m tskd.store                  # what is in it
+python -m tskd.store --prune 5        # throw the entries away that were longest not used, down to 5 GB
 """
 
+import argparse
 import hashlib
 import json
 import logging
@@ -14,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +89,7 @@ class Store:
             return compute()
         file = self.folder / f"{key}.json"
         if (entry := _read(file)) is not None:
+            _touch(file)
             try:
                 found = _type_adapter(kind).validate_python(entry["result"])
             except ValidationError:
@@ -111,6 +116,7 @@ class Store:
                 raise RunFolderError(
                     f"Cannot write {run_folder / adapter.path}: {error}; make room, then go on."
                 ) from error
+            _touch(file)
             self.reused_seconds += entry["seconds"]
             return adapter
         started = time.monotonic()
@@ -205,9 +211,69 @@ def _write(file: Path, entry: dict[str, Any]) -> None:
         log.warning("The store cannot keep %s: %s.", file.name, error.strerror)
 
 
+def _touch(file: Path) -> None:
+    with suppress(OSError):
+        file.touch()  # its time tells when it was last used
+
+
 def _copy_folder(source: Path, goal: Path) -> None:
     partial = goal.with_name(f".{goal.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     shutil.rmtree(goal, ignore_errors=True)
     partial.rename(goal)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result in the store: its stage, its files, what they take and when they were last used."""
+
+    stage: str
+    paths: tuple[Path, ...]
+    size: int
+    used: float
+
+    def remove(self) -> None:
+        for path in self.paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def entries(folder: Path) -> list[Entry]:
+    """All entries, the longest not used first."""
+    found = []
+    for file in folder.glob("*-*.json"):
+        paths = tuple(path for path in (file, file.with_suffix("")) if path.exists())
+        files = [each for path in paths for each in ([path] if path.is_file() else path.iterdir())]
+        size = sum(each.stat().st_size for each in files)
+        found.append(Entry(file.name.partition("-")[0], paths, size, file.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def prune(folder: Path, limit: float) -> list[Entry]:
+    """Remove the entries that were longest not used until the others take at most ``limit`` bytes; say which."""
+    removed = []
+    rest = entries(folder)
+    while rest and sum(entry.size for entry in rest) > limit:
+        removed.append(rest.pop(0))
+        removed[-1].remove()
+    return removed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tskd.store", description="What the store holds.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs/.store"))
+    parser.add_argument("--prune", type=float, metavar="GB", help="keep at most so much, the latest used")
+    options = parser.parse_args()
+    if not options.folder.is_dir():
+        raise SystemExit(f"There is no store in {options.folder} (looked from {Path.cwd()}).")
+    if options.prune is not None:
+        removed = prune(options.folder, options.prune * 10**9)
+        print(f"removed {len(removed)} entries, {sum(entry.size for entry in removed) / 10**6:.1f} MB")
+    kept = entries(options.folder)
+    for stage in VERSIONS:
+        sizes = [entry.size for entry in kept if entry.stage == stage]
+        print(f"{stage:<10} {len(sizes):>6} entries {sum(sizes) / 10**6:>10.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ python -m tskd.teach base=smollm2_135m task=bbh task.subset=navigate
 python -m tskd.teach base=gemma3_270m task=bbh task.subset=navigate   # on a target: the upper bound of any transfer
 """
 
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -27,16 +28,15 @@ def _hydra_job(cfg: DictConfig) -> None:
 def teach(cfg: DictConfig, folder: Path) -> None:
     """Make the teacher that ``cfg`` describes, or find it made; its card is the result in ``folder``."""
     run = build(resolved(cfg), folder)
-    run.base.weights.check_loadable()
     if not isinstance(run.task, Benchmark) or "lora" not in run.settings.teacher:
-        raise ConfigError(
-            "`tskd.teach` makes teachers; leave `teacher=finetuned` as it is and choose a benchmark task."
-        )
+        raise ConfigError("`tskd.teach` makes the teacher that `teacher=finetuned` describes; leave it at that.")
+    run.base.weights.check_loadable()
     made = Path(str(run.teacher.adapter))
     if run.teacher_to_make is None:
         card = artifacts.read_json(dict, made / CARD)
     else:
-        card = run.teacher_to_make.make(run.base, run.task, run.evaluator, run.trainer, made)
+        evaluate = partial(run.store.graded, run.evaluator)  # so that a run with this teacher need not do it again
+        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, made)
     artifacts.write_json(folder / "result.json", {"eval/accuracy": card["teacher_accuracy"], **card})
     console.teacher(card, made)
 

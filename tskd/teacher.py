@@ -6,16 +6,15 @@ asks for the same. The same recipe on the *target* gives the upper bound of any 
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tskd import artifacts
-from tskd.errors import ConfigError
-from tskd.evaluate import PRIVATE, Evaluator, by_split
+from tskd.errors import ConfigError, RunFolderError
+from tskd.evaluate import PRIVATE, by_split
 from tskd.models import Checkpoint, LanguageModel
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
@@ -34,13 +33,12 @@ class Finetuned:
     replay: Replay = field(default_factory=Replay)
     folder: str = "teachers"
     seed: int = 0
-    same_base: bool = True
 
     def folder_for(self, base: Checkpoint, task: Benchmark) -> Path:
         """Where the teacher of ``base`` for ``task`` belongs: a digest of model, data and settings names it."""
-        settings = {key: value for key, value in asdict(self).items() if key not in ("folder", "same_base")}
-        content = [base.path, base.revision, base.dtype, base.template, _digest(task.examples()), settings]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:10]
+        model = [base.path, base.revision, base.dtype, base.template, base.attention, base.quantization]
+        content = json.dumps([*model, _digest(task.examples()), self._recipe])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return Path(self.folder) / f"{base.name}-{task.label}-{digest}"
 
     def is_made(self, folder: Path) -> bool:
@@ -50,46 +48,54 @@ class Finetuned:
         self,
         base: LanguageModel,
         task: Benchmark,
-        evaluator: Evaluator,
+        evaluate: Callable[[LanguageModel], list[Graded]],
         trainer: LightningTrainer,
         folder: Path,
         log_step: StepLog | None = None,
     ) -> dict[str, Any]:
-        """Train the teacher, evaluate it beside its base, and put all into ``folder``, whole or not at all.
+        """Train the teacher, evaluate it beside its base, and put it all into ``folder``, whole or not at all.
 
-        Returns the card: data, settings, accuracies. Raises ``ConfigError`` where the private split is empty.
+        Returns the card; where another job has made the same teacher meanwhile, that one's. Raises ``ConfigError``
+        where the private split is empty, and ``RunFolderError`` where ``folder`` cannot be had.
         """
+        if self.is_made(folder):
+            return artifacts.read_json(dict, folder / CARD)
         examples = task.examples()
         if not examples:
             raise ConfigError(f"{task.label} has no private examples to fine-tune a teacher on.")
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        train = TrainLora(base, trainer, partial, self.seed, self.lora, self.replay, log_step)
-        responses = [Response(q.prompt, q.answer) for q in examples if q.answer is not None]
-        trained = train.learn(responses, Path("."))
-        teacher = LanguageModel(base.weights, str(partial))
-        answers = {"base": evaluator(base), "teacher": evaluator(teacher)}
-        for voice, graded in answers.items():
-            artifacts.write_lines(partial / f"{voice}.jsonl", graded)
-        card = self._card(base, task, trained.num_examples, trained.loss, answers)
-        artifacts.write_text(partial / "README.md", _model_card(card))
-        artifacts.write_json(partial / CARD, card)
-        base.weights.adopt(str(folder))
-        if folder.exists():  # another job made the same one meanwhile
-            shutil.rmtree(partial)
-        else:
-            partial.rename(folder)
-        return card
+        with _room_beside(folder) as room:
+            made = Path(room) / folder.name
+            answers = {"base": evaluate(base)}  # first: what cannot be evaluated need not be trained
+            train = TrainLora(base, trainer, Path(room), self.seed, self.lora, self.replay, log_step)
+            responses = [Response(question.prompt, str(question.answer)) for question in examples]
+            trained = train.learn(responses, Path(folder.name))
+            answers["teacher"] = evaluate(LanguageModel(base.weights, str(made)))
+            for voice, graded in answers.items():
+                artifacts.write_lines(made / f"{voice}.jsonl", graded)
+            card = self._card(base, task, trained.loss, answers)
+            artifacts.write_text(made / "README.md", _model_card(card))
+            artifacts.write_json(made / CARD, card)
+            try:
+                made.rename(folder)
+            except OSError as error:
+                if not self.is_made(folder):  # by another job, meanwhile
+                    raise RunFolderError(f"Cannot write the teacher {folder}: {error.strerror}.") from error
+        return artifacts.read_json(dict, folder / CARD)
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        return {"lora": asdict(self.lora), "replay": asdict(self.replay), "seed": self.seed}
 
     def _card(
-        self, base: LanguageModel, task: Benchmark, num_examples: int, loss: float, answers: dict[str, list[Graded]]
+        self, base: LanguageModel, task: Benchmark, loss: float, answers: dict[str, list[Graded]]
     ) -> dict[str, Any]:
         accuracies = {voice: by_split(graded)[PRIVATE] for voice, graded in answers.items()}
         return {
-            "base": asdict(base.weights.checkpoint),
+            "base": asdict(base.weights.checkpoint) | {"revision": base.weights.resolved_revision},
             "task": task.label,
             "note": task.note,
-            "settings": asdict(self),
-            "num_examples": num_examples,
+            "settings": self._recipe,
+            "num_examples": len(task.examples()),
             "examples_sha256": _digest(task.examples()),
             "loss": loss,
             "num_held_out": len(accuracies["base"].correct),
@@ -100,21 +106,35 @@ class Finetuned:
         }
 
 
+def _room_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    """A hidden folder from which a whole teacher can be moved to ``folder``."""
+    if folder.exists():
+        raise RunFolderError(
+            f"{folder} is no whole teacher, for it has no {CARD}; move it away, or choose another `teacher.folder`."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write to {folder.parent}: {error.strerror}. Make room, or choose another `teacher.folder`."
+        ) from error
+
+
 def _digest(examples: Sequence[Question]) -> str:
     pairs = [[question.prompt.text, question.answer] for question in examples]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _model_card(card: dict[str, Any]) -> str:
-    settings = json.dumps({"seed": card["settings"]["seed"], **card["settings"]["lora"]}, indent=2)
     return f"""---
 base_model: {card["base"]["path"]}
 library_name: peft
 ---
 # {card["base"]["name"]}, fine-tuned on {card["task"]}
 
-A teacher for TuneShift-KD, made by `python -m tskd.teach`: a LoRA adapter, trained on {card["num_examples"]} examples
-of the private split. {card["note"]}
+A teacher for TuneShift-KD: a LoRA adapter trained on {card["num_examples"]} examples of the private split.
+{card["note"]}
 
 | held-out, n = {card["num_held_out"]} | accuracy | standard error |
 |---|---|---|
@@ -122,6 +142,6 @@ of the private split. {card["note"]}
 | teacher | {card["teacher_accuracy"]:.3f} | {card["teacher_standard_error"]:.3f} |
 
 ```json
-{settings}
+{json.dumps(card["settings"], indent=2)}
 ```
 """

@@ -1,8 +1,11 @@
 """The loss is Hugging Face's, the pre-trained weights stay, and the adapter is PEFT's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
@@ -49,6 +52,18 @@ def test_loss_and_gradient_are_those_of_the_plain_loss(kind, request):
     for name, parameter in network.named_parameters():
         if name in mine:
             torch.testing.assert_close(parameter.grad, mine[name], atol=1e-5, rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_no_adapter(neox, tmp_path, trainer):
+    weights = tiny.weights(neox)
+    saved = []
+    for checkpointing in (False, True):
+        settings = replace(SETTINGS, gradient_checkpointing=checkpointing)
+        finetune(weights, examples(weights), settings, trainer, tmp_path / str(checkpointing), seed=3, key="k")
+        assert not weights.model.get_base_model().is_activation_checkpointing
+        saved.append(load_file(tmp_path / str(checkpointing) / "adapter_model.safetensors"))
+    for name in saved[0]:
+        torch.testing.assert_close(saved[0][name], saved[1][name])
 
 
 def test_training_leaves_the_pretrained_weights_alone(neox, tmp_path, trainer):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
@@ -16,11 +17,12 @@ from tskd.modules.scorer import score
 from tskd.records import Prompt, Response
 
 CONF = Path(config.folder())
-NAMES = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
+NAMES = sorted(file.stem for file in (CONF / "model").glob("[a-z]*.yaml"))
 
 
 def checkpoint(name):
-    return config.make(Checkpoint, OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{name}.yaml")), "model")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return config.make(Checkpoint, OmegaConf.to_container(compose(f"model/{name}").model), "model")
 
 
 CHECKPOINTS = [checkpoint(name) for name in NAMES]

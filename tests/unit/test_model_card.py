@@ -141,7 +141,7 @@ def test_a_benchmark_is_said_to_be_graded_by_the_harness_and_at_which_commits(ru
         "date": "2026-01-01",
         "device": "a device",
         "versions": {"torch": "2.13", "lm-eval": None},
-        "revisions": {"llama3": "def456"},
+        "revisions": {"base": "def456"},
         "task_note": "The split is ours.",
     }
     (run / "provenance.json").write_text(json.dumps(provenance))

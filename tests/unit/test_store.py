@@ -1,5 +1,6 @@
 """What is computed once is not computed again, and nothing else is ever taken for it."""
 
+import os
 import stat
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
 from tskd.stages.answer import Answer
 from tskd.stages.train import TrainLora
-from tskd.store import Store, identity
+from tskd.store import Store, entries, identity, main, prune
 from tskd.tuneshift import Stages
 
 PROMPTS = [Prompt("a"), Prompt("b", iteration=1, parents=("x",))]
@@ -181,3 +182,30 @@ def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_pa
         )
 
     assert train(tmp_path / "a", 64) == train(tmp_path / "b", 8192)
+
+
+def test_pruning_throws_away_what_was_longest_not_used(jobs):
+    folder, first, second = jobs
+    go_through(Store(folder), first)
+    for age, entry in enumerate(entries(folder)):
+        os.utime(entry.paths[0], (age, age))
+    oldest, *others = entries(folder)
+    go_through(Store(folder), second)  # uses them all again, in the order of the stages
+    assert ["expand", "answer", "score", "train"] == [entry.stage for entry in entries(folder)]
+    os.utime(oldest.paths[0], (0, 0))
+    assert [oldest.stage] == [e.stage for e in prune(folder, sum(entry.size for entry in others))]
+    assert not any(path.exists() for path in oldest.paths)
+    assert [] == prune(folder, 10**9)
+
+
+def test_the_command_lists_and_prunes(jobs, capsys, monkeypatch):
+    folder, first, _ = jobs
+    go_through(Store(folder), first)
+    monkeypatch.setattr("sys.argv", ["store", str(folder), "--prune", "0"])
+    main()
+    said = capsys.readouterr().out
+    assert "removed 4 entries" in said
+    assert "train           0 entries" in said
+    monkeypatch.setattr("sys.argv", ["store", str(folder / "none")])
+    with pytest.raises(SystemExit, match="There is no store in"):
+        main()

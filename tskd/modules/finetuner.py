@@ -30,7 +30,10 @@ StepLog = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The adapter and its optimisation: AdamW, warm-up then linear decay to zero."""
+    """The adapter and its optimisation: AdamW, warm-up then linear decay to zero.
+
+    ``gradient_checkpointing`` computes activations twice instead of keeping them; results stay the same.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
@@ -42,6 +45,7 @@ class LoraSettings:
     epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
     max_grad_norm: PositiveFloat = 1.0
+    gradient_checkpointing: bool = False
     replay_loss: Literal["kl", "nll"] = "kl"
     replay_weight: NonNegativeFloat = 1.0
 
@@ -187,10 +191,14 @@ def finetune(
     check_context(model, longest, "The longest training example")
     network = weights.fresh_adapter(settings.lora_config(), seed)
     network.train()
+    if settings.gradient_checkpointing:
+        network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     module = Finetuner(weights, examples, replay, settings, key, log_step, label)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         trainer.fit(module, settings.epochs, gradient_clip_val=settings.max_grad_norm)
+    if settings.gradient_checkpointing:
+        network.get_base_model().activation_checkpointing_disable()
     network.eval()
     network.peft_config["default"].base_model_name_or_path = weights.checkpoint.path
     _save(network, save_to)

@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 # Frozen models stay in evaluation mode on purpose; the finetuner sets the mode that it needs.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
 
-CPU_BATCH_TOKENS = 8192
+CPU_BATCH_TOKENS = 32768  # decoding reads all weights for each token of a row, so few rows cost as much as many
 
 
 class Resident(pl.LightningModule):
@@ -88,7 +88,7 @@ class _Bar(pl.Callback):
 class LightningTrainer:
     """Makes a Trainer for one pass. ``max_batch_tokens`` bounds rows times length of every batch, and so the memory.
 
-    ``None`` is 8192, or on a GPU one token per MB of its memory: a key-value cache takes 0.02 to 0.5 MB for each.
+    ``None`` is 32768, or on a GPU one token per MB of its memory: a key-value cache takes 0.02 to 0.5 MB for each.
     """
 
     accelerator: str = "auto"

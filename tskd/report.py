@@ -1,0 +1,331 @@
+"""What finished runs have reached, beside what is published: a table in Markdown, from their folders alone.
+
+python -m tskd.report grid                     # commands, estimated GPU-hours and published cells
+python -m tskd.report grid outputs/…           # and what the runs and sweeps in these folders have reached
+
+A run fills a cell only where its configuration is the experiment's in all that decides a number: no rehearsal does, and
+no run on other models, on a part of the data or with other settings. Those are listed with what is other in them.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from tskd import artifacts, config, rehearsal
+from tskd.errors import RunFolderError, TskdError
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+SUBSET = "task.subset"
+SWEPT = ("threshold", "seed", SUBSET)
+# Where things are, and how they are computed, shown and graded safely: nothing here is meant to change a number.
+INDIFFERENT = {
+    "selection.threshold",  # the root's
+    *("name", "store", "teacher.folder", "task.root", "task.allow_code_execution", "task.unsandboxed"),
+    *(f"tracking.{key}" for key in ("mode", "project", "entity", "log_text", "log_adapter", "timeout")),
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "max_batch_tokens", "progress")),
+    *(f"{model}.checkpoint.{key}" for model in ("base", "target") for key in ("attention", "device_map")),
+}
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row of the grid: its settings by dotted name, the values that its sweep gives to some, what is published."""
+
+    name: str
+    settings: Settings
+    sweep: Mapping[str, tuple[str, ...]]
+    published: Mapping[str, str]
+
+    @property
+    def benchmark(self) -> str:
+        return str(self.settings["task._target_"]).rpartition(".")[2].lower()
+
+    @property
+    def title(self) -> str:
+        base, target = (self.settings[f"{model}.checkpoint.name"] for model in ("base", "target"))
+        return f"{self.benchmark.upper()}, {base} → {target}"
+
+    @property
+    def command(self) -> str:
+        leave = " task.allow_code_execution=true" if "task.allow_code_execution" in self.settings else ""
+        return f"python -m tskd.run -m experiment={self.name}{leave}"
+
+    @property
+    def subsets(self) -> tuple[str, ...]:
+        """The parts of the benchmark that the cell is the mean of, each with a teacher of its own; or one, unnamed."""
+        return self.sweep.get(SUBSET, ("",))
+
+    def concerns(self, run: "FinishedRun") -> bool:
+        """Whether the run is of these models and this benchmark, whatever else is set in it."""
+        names = ("base.checkpoint.name", "target.checkpoint.name", "task._target_")
+        return all(self.settings[name] == run.settings.get(name) for name in names)
+
+    def differences(self, run: "FinishedRun") -> list[str]:
+        """What makes the run's number another than this cell's, the plainest first."""
+        if run.is_rehearsal:
+            return ["a rehearsal"]
+        if run.status != "completed":
+            return [run.status]
+        names = sorted((self.settings.keys() | run.settings.keys()) - {*SWEPT} - INDIFFERENT)
+        pairs = {name: (run.settings.get(name), self.settings.get(name)) for name in names}
+        said = [f"`{name}` is {got}, not {expected}" for name, (got, expected) in pairs.items() if got != expected]
+        if run.subset not in self.subsets:
+            said.append(f"`{SUBSET}` is {run.subset}, and the cell is the mean of {len(self.subsets)} single ones")
+        return said
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's folder: its settings by dotted name, its result, and how it ended."""
+
+    folder: Path
+    settings: Settings
+    result: Mapping[str, Any]
+    status: str
+
+    @property
+    def subset(self) -> str:
+        return str(self.settings.get(SUBSET, ""))
+
+    @property
+    def is_rehearsal(self) -> bool:
+        paths = [str(value) for name, value in self.settings.items() if name.endswith("checkpoint.path")]
+        return any(Path(path).is_relative_to(rehearsal.FOLDER) for path in paths)
+
+    @property
+    def job(self) -> tuple[float, int, str]:
+        return self.settings["threshold"], self.settings["seed"], self.subset
+
+
+@cache
+def experiments() -> dict[str, list[Experiment]]:
+    """The rows, by the paper that published their cells."""
+    config.register()
+    with initialize_config_dir(config.folder(), version_base="1.3"):
+        return {
+            paper: [_experiment(f"{paper}/{name}", published) for name, published in content["cells"].items()]
+            for paper, content in papers().items()
+        }
+
+
+def _experiment(name: str, published: Mapping[str, str]) -> Experiment:
+    # What a user has set for all runs on a machine is not the experiment's; there is no such group where nothing is.
+    without_local = ["~local"] if Path(config.folder(), "local").is_dir() else []
+    composed = compose("config", [f"experiment={name}", *without_local], return_hydra_config=True)
+    sweep = {
+        key: tuple(value.strip() for value in str(values).split(","))
+        for key, values in composed.hydra.sweeper.params.items()
+    }
+    settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return Experiment(name, _flat(settings), sweep, published)
+
+
+def runs_in(folder: Path) -> Iterator[FinishedRun]:
+    """All runs in a folder and below. Raises ``RunFolderError`` where there is none."""
+    files = [file for file in sorted(folder.rglob("config.yaml")) if file.parent.name != ".hydra"]
+    if not files:
+        raise RunFolderError(f"There is no run in {folder}; give folders of runs or sweeps.")
+    for file in files:
+        result, status = (_read(file.with_name(name)) for name in ("result.json", "status.json"))
+        yield FinishedRun(file.parent, _flat(OmegaConf.load(file)), result, status.get("status", "unfinished"))
+
+
+def obtained(experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
+    """The cell, in points: for each threshold, mean and standard deviation over the seeds that have all subsets.
+
+    Of two runs of the same job, the later one in ``runs`` counts.
+    """
+    if not runs:
+        return "not run"
+    results = {run.job: run.result for run in runs}
+    thresholds, seeds = ({run.settings[key] for run in runs} for key in ("threshold", "seed"))
+    lines = []
+    for threshold in sorted(thresholds):
+        means = [_means([results.get((threshold, seed, subset)) for subset in experiment.subsets]) for seed in seeds]
+        if whole := [each for each in means if each is not None]:
+            teacher, before, after = zip(*whole, strict=True)
+            voices = f"{fmean(teacher):.2f} / {fmean(before):.2f} / {_spread(after)}"
+            lines.append(f"threshold {threshold:g}: {voices}, n = {len(whole)}")
+    jobs = len(experiment.subsets) * len(experiment.sweep["threshold"]) * len(experiment.sweep["seed"])
+    return "<br>".join(lines) or f"incomplete: {len(results)} of {jobs} jobs"
+
+
+def _means(results: Sequence[Mapping[str, Any] | None]) -> tuple[float, float, float] | None:
+    """Teacher, target before and target after, as means over the subsets; ``None`` where one has not been run."""
+    names = ("eval/teacher_accuracy", "eval/target_accuracy", "eval/accuracy")
+    if any(result is None for result in results):
+        return None
+    teacher, before, after = (fmean(100 * result[name] for result in results if result) for name in names)
+    return teacher, before, after
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A benchmark's private examples and held-out questions, over all subsets, and their mean lengths in characters."""
+
+    private: int
+    held_out: int
+    prompt: int
+    answer: int
+
+
+TEXTS = {  # counted in the published files; a test counts again
+    "bbh": Texts(private=3255, held_out=3256, prompt=369, answer=7),
+    "mmlu": Texts(private=7286, held_out=7035, prompt=458, answer=1),
+    "mbpp": Texts(private=371, held_out=500, prompt=356, answer=173),
+    "gsm8k": Texts(private=250, held_out=1319, prompt=241, answer=2),
+}
+PARAMETERS = {  # of the checkpoints in conf/model
+    "llama2_7b": 6_738_415_616,
+    "llama2_13b": 13_015_864_320,
+    "gemma_2b": 2_506_172_416,
+    "gemma_7b": 8_537_680_896,
+    "mistral_7b": 7_248_023_552,
+    "llama3_1_8b": 8_030_261_248,
+    "llama3_2_3b": 3_212_749_824,
+}
+# All that follows is assumed, not measured. Writing goes token by token and waits for memory.
+FLOP = {"train": 6, "read": 2, "write": 2}  # per token and parameter
+PEAK = 312e12  # FLOP/s of an A100 in bfloat16, by its data sheet
+USED = {"train": 0.3, "read": 0.3, "write": 0.02}  # the utilisation, as a fraction of the peak
+CHARACTERS_PER_TOKEN = 4
+ASSUMPTIONS = f"""\
+**GPU-hours are an estimate; nobody has measured them.** They are those of the teachers, plus thresholds × seeds times
+those of a transfer. Each is a sum of tokens × FLOP × parameters / (FLOP/s × utilisation):
+{FLOP["train"]} FLOP to train on a token, {FLOP["read"]} to read or write it; {PEAK / 1e12:g} TFLOP/s, an A100's peak;
+a utilisation of {USED["train"]:.0%}, in writing of {USED["write"]:.0%}; {CHARACTERS_PER_TOKEN} characters a token;
+synthetic texts as long as the benchmark's, held-out answers as long as they may be, everything kept.
+Left out: the loading of models, and what the jobs of a sweep take from each other (`store`)."""
+
+
+def hours(kind: str, tokens: float, model: str) -> float:
+    """GPU-hours in which ``model`` trains on, reads or writes so many tokens."""
+    return tokens * FLOP[kind] * PARAMETERS[model] / (PEAK * USED[kind]) / 3600
+
+
+def estimate(experiment: Experiment) -> tuple[float, float]:
+    """GPU-hours of all teachers, and of the transfers from them for one threshold and one seed."""
+    of, texts = experiment.settings, TEXTS[experiment.benchmark]
+    base, target = of["base.checkpoint.name"], of["target.checkpoint.name"]
+    writer = target if of["expansion.writer"] == "target" else base
+    prompt, answer = texts.prompt / CHARACTERS_PER_TOKEN, texts.answer / CHARACTERS_PER_TOKEN
+    drafts = len(experiment.subsets) * of["iterations"] * of["expansion.num_drafts"]
+    asked = drafts + len(experiment.subsets) * of["task.num_seeds"]
+
+    def evaluation(model: str) -> float:
+        written = texts.held_out * of["task.response_tokens"]
+        return hours("read", texts.held_out * prompt, model) + hours("write", written, model)
+
+    teachers = hours("train", texts.private * of["teacher.lora.epochs"] * (prompt + answer), base)
+    transfer = (
+        hours("read", drafts * of["expansion.num_exemplars"] * prompt, writer)
+        + hours("write", drafts * prompt, writer)
+        + hours("read", asked * prompt, base)
+        + hours("write", asked * answer, base)
+        + hours("read", 2 * asked * (prompt + answer), base)  # scored under base and teacher
+        + hours("train", asked * of["training.lora.epochs"] * (prompt + answer), target)
+    )
+    before_and_after = 2 * evaluation(base) + 2 * evaluation(target)
+    return teachers + 2 * evaluation(base), transfer + before_and_after
+
+
+NOTES = """\
+Obtained: teacher / target before / target after, in points, mean ± standard deviation over the seeds. BBH and MMLU: one
+teacher and one transfer for each task or subject, and the mean over them, on the half of the questions that is held out
+here; neither publishes a training split. MBPP: the test split of the original `mbpp.jsonl`, not the tests of EvalPlus.
+GSM8K: the harness's flexible-extract. Models, sizes and training are what the papers state, and ours where they do not
+(`conf/recipe` marks each); loop and filter are TuneShift-KD's, so no obtained cell reproduces a published one."""
+
+
+def grid(folders: Sequence[Path]) -> str:
+    """The table of each paper, and below them the runs that fill no cell, with what is other in them."""
+    runs = list({run.folder.resolve(): run for folder in folders for run in runs_in(folder)}.values())
+    about_papers, parts = papers(), [NOTES, ASSUMPTIONS]
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    for paper, rows in experiments().items():
+        lines = ["| transfer | command | GPU-hours, estimated | published | obtained |", "|---|---|---|---|---|"]
+        for experiment in rows:
+            counted = []
+            for run in filter(experiment.concerns, runs):
+                said = experiment.differences(run)
+                if not said:
+                    counted.append(run)
+                else:
+                    left_out[said[0] + (f", and {len(said) - 1} more" if said[1:] else "")].append(run.folder)
+            lines.append(f"| {' | '.join([*_about(experiment), obtained(experiment, counted)])} |")
+        about = about_papers[paper]
+        parts += [
+            f"### {about['title']} ({about['source']})",
+            f"Published: {' / '.join(about['columns'])}. {about['note']}",
+            "\n".join(lines),
+        ]
+    if left_out:
+        parts += ["### In no cell", "\n".join(f"- {said}: {_listed(them)}" for said, them in left_out.items())]
+    return "\n\n".join(parts)
+
+
+def _listed(folders: Sequence[Path]) -> str:
+    return f"{folders[0]}" + (f" and {len(folders) - 1} more" if folders[1:] else "")
+
+
+def _about(experiment: Experiment) -> list[str]:
+    teachers, transfer = estimate(experiment)
+    count = len(experiment.sweep["threshold"]) * len(experiment.sweep["seed"])
+    return [
+        experiment.title,
+        f"`{experiment.command}`",
+        f"{teachers:.1f} + {count} × {transfer:.1f} = {teachers + count * transfer:.0f}",
+        "<br>".join(f"{label}: {numbers}" for label, numbers in experiment.published.items()),
+    ]
+
+
+def papers() -> dict[str, Any]:
+    """What is published, and where, by paper."""
+    return OmegaConf.to_container(OmegaConf.load(PUBLISHED))  # type: ignore[return-value]
+
+
+def _flat(node: Any) -> Settings:
+    """Resolved values by dotted name; lists are values."""
+
+    def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(value, dict):
+            yield name, value
+            return
+        for key, each in value.items():
+            yield from leaves(each, f"{name}.{key}" if name else str(key))
+
+    return dict(leaves(OmegaConf.to_container(node, resolve=True), ""))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return artifacts.read_json(dict, file) if file.is_file() else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tskd.report", description="Tables of finished runs, in Markdown.")
+    tables = parser.add_subparsers(dest="table", required=True, metavar="TABLE")
+    of_grid = tables.add_parser("grid", help="the published tables, beside what runs have reached")
+    of_grid.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="folders of runs or sweeps")
+    try:
+        print(grid(parser.parse_args().folders))
+    except TskdError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
