@@ -136,3 +136,9 @@ def test_repeats_count_once_and_the_same_words_in_another_context_are_no_repeat(
 
 def test_what_is_private_in_a_users_file_is_not_known():
     assert Files("unused").is_private(Prompt("a")) is None
+
+
+@pytest.mark.parametrize("split", ["base", "teacher", "target"])
+def test_a_split_does_not_take_the_name_of_a_models_accuracy(write, split):
+    with pytest.raises(TaskError, match=f"line 1: `split` is '{split}', which names a model's accuracy"):
+        questions(write(f'{{"prompt": "a", "split": "{split}"}}'))

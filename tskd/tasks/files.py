@@ -13,6 +13,7 @@ from tskd.errors import TaskError
 from tskd.records import Message, Prompt, Question
 from tskd.tasks import distinct, same_answer
 
+VOICES = ("base", "teacher", "target")  # `eval/<voice>_accuracy` is theirs
 ROLES = ("system", "user", "assistant")
 
 
@@ -42,7 +43,10 @@ class Files:
             answer = row.get("answer")
             if answer is not None and not isinstance(answer, str):
                 raise TaskError(f"{where}: `answer` is {answer!r}; it must be a string.")
-            questions.append(Question(_prompt(row, where), answer, str(row.get("split") or "private")))
+            split = str(row.get("split") or "private")
+            if split in VOICES:
+                raise TaskError(f"{where}: `split` is {split!r}, which names a model's accuracy; choose another name.")
+            questions.append(Question(_prompt(row, where), answer, split))
         return questions
 
     def is_correct(self, question: Question, response: str) -> bool:
