@@ -4,6 +4,7 @@
 adapter that speaks, or none: base and teacher, or the target before and after, are two faces of one set of weights.
 """
 
+import gc
 import logging
 import re
 import warnings
@@ -240,8 +241,7 @@ class Weights:
         """Forget the loaded model, so that its memory can be used again; it is loaded anew when next needed."""
         self.__dict__.pop("model", None)
         self._attached = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _quantization(self) -> BitsAndBytesConfig | None:
         if self.checkpoint.quantization == "none":
@@ -310,6 +310,13 @@ class LanguageModel:
 
     def speaking(self) -> AbstractContextManager[Any]:
         return self.weights.speaking(self.adapter)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more, to the device too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def same_tokenizer(a: Weights, b: Weights) -> bool:

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of chosen tokens, without ever holding the logits of a whole batch.
+"""What is read off next-token distributions (nll, KL, entropy), without ever holding the logits of a whole batch.
 
 A vocabulary of 262k makes ``[batch, time, vocabulary]`` the largest thing in memory, so the vocabulary head is applied
 only at the positions that carry a loss, and to a slice of those at a time.
@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
+from torch.special import entr
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 256  # of 262k logits in fp32: 270 MB
@@ -18,7 +19,7 @@ Head = Callable[[Tensor], Tensor]
 def token_nll(hidden: Tensor, labels: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
     """-log p(label) in nats, fp32, one for each row: hidden (N, H) and labels (N,) give (N,).
 
-    Under autograd, each slice's logits are computed again in the backward pass instead of being kept.
+    Under autograd, the logits of more than one slice are computed again in the backward pass instead of being kept.
     """
 
     def nll(part: Tensor, label: Tensor) -> Tensor:
@@ -27,18 +28,29 @@ def token_nll(hidden: Tensor, labels: Tensor, head: Head, chunk: int = CHUNK) ->
     return _in_slices(nll, chunk, hidden, labels)
 
 
-def token_kl(hidden: Tensor, reference: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
+def token_kl(
+    hidden: Tensor, reference: Tensor, head: Head, chunk: int = CHUNK, *, reference_head: Head | None = None
+) -> Tensor:
     """KL(reference ‖ model) over the vocabulary in nats: hidden and reference (N, H) give (N,).
 
-    The reference gets no gradient.
+    The reference has a head of its own or the model's, and gets no gradient.
     """
 
     def kl(part: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
-            expected = head(target).float().log_softmax(-1)
+            expected = (reference_head or head)(target).float().log_softmax(-1)
         return kl_div(head(part).float().log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
 
     return _in_slices(kl, chunk, hidden, reference.detach())
+
+
+def token_entropy(hidden: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
+    """Entropy over the vocabulary in nats: hidden (N, H) gives (N,)."""
+
+    def entropy(part: Tensor) -> Tensor:
+        return entr(head(part).float().softmax(-1)).sum(-1)
+
+    return _in_slices(entropy, chunk, hidden)
 
 
 def mean_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
@@ -48,8 +60,8 @@ def mean_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     return totals / counts
 
 
-def _in_slices(function: Callable[[Tensor, Tensor], Tensor], chunk: int, first: Tensor, second: Tensor) -> Tensor:
-    parts = zip(first.split(chunk), second.split(chunk), strict=True)
-    if torch.is_grad_enabled():
+def _in_slices(function: Callable[..., Tensor], chunk: int, *tensors: Tensor) -> Tensor:
+    parts = zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
+    if torch.is_grad_enabled() and len(tensors[0]) > chunk:
         return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
     return torch.cat([function(*part) for part in parts])

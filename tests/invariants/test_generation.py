@@ -52,3 +52,22 @@ def test_the_vocabulary_head_sees_contiguous_input(llama):
     generated(LanguageModel(weights), GREEDY)
     assert len(contiguous) >= 12
     assert all(contiguous)
+
+
+def test_what_several_requests_read_is_computed_once(llama, monkeypatch):
+    model = LanguageModel(tiny.weights(llama))
+    read = []
+    real = model.weights.model.forward
+
+    def forward(input_ids, **rest):
+        read.append(tuple(input_ids.shape))
+        return real(input_ids=input_ids, **rest)
+
+    ids, other = encode_prefix(model, "the same few words"), encode_prefix(model, "other words")
+    requests = [Request(ids, str(key)) for key in range(6)] + [Request(other, "x")]
+    trainer = LightningTrainer(accelerator="cpu", progress=False)
+    alone = [generate(model, [request], Sampling(8, temperature=1.0), trainer)[0] for request in requests]
+    monkeypatch.setattr(model.weights.model, "forward", forward)
+    assert alone == generate(model, requests, Sampling(8, temperature=1.0), trainer)
+    assert len({text.text for text in alone}) > 1
+    assert read[:2] == [(2, len(ids)), (7, 1)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tskd.modules.batches import TokenSequence, by_length, pad_left, pad_right, shuffled
+from tskd.modules.batches import TokenSequence, by_length, cheapest_parts, pad_left, pad_right, shuffled
 
 LENGTHS = [3, 50, 7, 7, 20, 1, 9, 7]
 
@@ -57,3 +57,23 @@ def test_each_target_is_predicted_from_the_token_before_it():
 def test_left_padding_lets_all_rows_go_on_at_the_same_column():
     ids, mask = pad_left([(5, 6, 7), (8,)], PAD)
     assert (ids.tolist(), mask.tolist()) == ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("fixed_cost", [0, 3, 100])
+@pytest.mark.parametrize("lengths", [[3, 1, 2], [9, 9, 2, 2, 2, 1], [5], [1, 7, 1, 7, 4, 6]])
+def test_parts_cost_least_of_all_ways_to_cut_the_sorted_rows(lengths, fixed_cost):
+    longest_first = sorted(lengths, reverse=True)
+
+    def cost(parts):
+        return sum(len(part) * max(part) + fixed_cost for part in parts)
+
+    def ways(rows):
+        return [[rows]] + [[rows[:n], *rest] for n in range(1, len(rows)) for rest in ways(rows[n:])]
+
+    parts = cheapest_parts(lengths, 10**6, fixed_cost)
+    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
+    assert min(map(cost, ways(longest_first))) == cost([[lengths[i] for i in part] for part in parts])
+
+
+def test_parts_stay_within_the_bound_but_for_a_row_of_its_own():
+    assert cheapest_parts([9, 3, 3, 3, 1], 6, 100) == [[0], [1, 2], [3, 4]]

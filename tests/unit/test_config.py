@@ -62,7 +62,7 @@ def test_the_threshold_is_the_roots():
         (["expansion.writer=nobody"], "`expansion.writer` is 'nobody'"),
         (["training.lora.learning_rate=-1"], "`training.lora.learning_rate` is -1"),
         (["selection._target_=tskd.stages.select.Nope"], "names no class"),
-        (["trainer.precision=bf16-true"], "would cast the LoRA weights"),
+        (["trainer.precision=bf16-true"], "`trainer.precision` is 'bf16-true': Input should be '32-true'"),
         (["tracking.project=a/b"], "`tracking.project`"),
     ],
 )

@@ -81,6 +81,30 @@ def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return batches
 
 
+def cheapest_parts(lengths: Sequence[int], max_tokens: int, fixed_cost: int) -> list[list[int]]:
+    """Indices in the parts of similar length that cost least in all, longest first.
+
+    A part costs rows times longest row, and ``fixed_cost`` beside. None but a single row is above ``max_tokens``.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    best: list[tuple[int, int]] = [(0, 0)]  # of the first rows: what they cost, and where their last part begins
+    for end in range(1, len(order) + 1):
+        ways: list[tuple[int, int]] = []
+        for start in range(end - 1, -1, -1):
+            tokens = (end - start) * lengths[order[start]]
+            if tokens > max_tokens and ways:
+                break
+            ways.append((best[start][0] + tokens + fixed_cost, start))
+        best.append(min(ways))
+    parts: list[list[int]] = []
+    end = len(order)
+    while end > 0:
+        start = best[end][1]
+        parts.insert(0, order[start:end])
+        end = start
+    return parts
+
+
 def shuffled(count: int, batch_size: int, key: str) -> list[list[int]]:
     """Indices in batches of ``batch_size``, in an order that follows from ``key`` alone."""
     order = list(range(count))

@@ -18,14 +18,17 @@ from peft import LoraConfig
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from tskd.errors import ModelError, RunFolderError
 from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
-from tskd.modules.batches import PaddedBatch, TokenSequence, check_context, pad_right, shuffled
-from tskd.modules.trainer import LightningTrainer, Resident, epoch_loader
+from tskd.modules.batches import PaddedBatch, TokenSequence, cheapest_parts, check_context, pad_right, shuffled
+from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
 from tskd.perplexity import token_kl, token_nll
 
 StepLog = Callable[[int, float], None]
+KEPT = 16  # times the memory that decoding needs for a token: training keeps what every layer made of it
+PASS_COSTS_ON_CPU, PASS_COSTS_ON_GPU = 64, 4096  # what one more pass costs, in tokens computed meanwhile
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,13 @@ class LoraSettings:
 
 
 class Finetuner(Resident):
-    """One adapter in training. Each step takes a batch of examples and, beside it, a batch of replay."""
+    """One adapter in training. Each step learns from a batch of examples and, beside it, as many texts of replay.
+
+    A step's texts are computed in parts, sorted by length, none larger than ``max_tokens``; their gradients add up.
+    What is learnt therefore depends neither on the memory nor on what is padded.
+    """
+
+    automatic_optimization = False
 
     def __init__(
         self,
@@ -69,71 +78,95 @@ class Finetuner(Resident):
         replay: Sequence[TokenSequence],
         settings: LoraSettings,
         key: str,
+        max_tokens: int,
         log_step: StepLog | None,
         label: str = "train",
     ) -> None:
         super().__init__(weights)
         self.weights = weights
         self.pad = LanguageModel(weights).pad_token
-        self.examples = examples
-        self.replay = replay
+        self.texts = [*examples, *replay]
+        self.num_examples = len(examples)
         self.settings = settings
         self.key = key
+        self.max_tokens = max_tokens
         self.log_step = log_step
         self.label = label
         self.losses: list[tuple[float, int]] = []  # of each step: the mean, and over how many target tokens
+        self._untouched: dict[int, Tensor] = {}  # hidden states of replayed texts before the adapter, on the CPU
 
     def train_dataloader(self) -> Any:
+        """For each step, the indices of its texts: those of examples come before those of replay."""
         key = f"{self.key}/epoch {self.current_epoch}"
-        batches = shuffled(len(self.examples), self.settings.batch_size, key)
-        replay = self._replay_batches(len(batches), key)
-        return epoch_loader(
-            [
-                (pad_right([self.examples[i] for i in batch], self.pad), again)
-                for batch, again in zip(batches, replay, strict=True)
-            ]
-        )
+        examples = shuffled(self.num_examples, self.settings.batch_size, key)
+        replay = self._replay(len(examples), key)
+        return epoch_loader([batch + again for batch, again in zip(examples, replay, strict=True)])
 
-    def training_step(self, batch: tuple[PaddedBatch, PaddedBatch | None]) -> Tensor:
-        examples, replay = batch
-        loss = self.example_loss(examples)
-        self._log(loss, len(examples.labels))
-        if replay is not None:
-            loss = loss + self.settings.replay_weight * self.replay_loss(replay)
-        return loss
+    def training_step(self, batch: list[int]) -> None:
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        while (losses := attempt(self.accumulate, batch)) is None:
+            # Of a part that failed halfway, some gradients are there already: the whole step is done again.
+            self.parts *= 2
+            self.tell_parts(max(1, len(batch) * 2 // self.parts))
+        self._log(sum(losses), sum(self.texts[i].num_targets for i in batch if i < self.num_examples))
+        clip_grad_norm_(self.parameters_in_training, self.settings.max_grad_norm, foreach=True)
+        optimizer.step()  # type: ignore[union-attr]
+        schedule.step()  # type: ignore[union-attr, call-arg]
 
-    def example_loss(self, batch: PaddedBatch) -> Tensor:
-        """Mean nll of the batch's target tokens."""
-        return token_nll(self._hidden(batch), batch.labels, self._head).mean()
+    def accumulate(self, batch: list[int]) -> list[float]:
+        """The gradient of the batch's loss, and what each part contributes to the mean nll of its examples."""
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        losses = []
+        for part in self._in_parts(batch):
+            loss, nll = self.loss_of(part, batch)
+            self.manual_backward(loss)
+            losses.append(nll)
+        return losses
 
-    def replay_loss(self, batch: PaddedBatch) -> Tensor:
-        """How far the adapter has moved on the model's own texts: mean KL to the untouched model, or their nll."""
-        if self.settings.replay_loss == "nll":
-            return self.example_loss(batch)
-        with torch.no_grad(), self.network.disable_adapter():
-            untouched = self._hidden(batch)
-        return token_kl(self._hidden(batch), untouched, self._head).mean()
+    def loss_of(self, part: Sequence[int], batch: Sequence[int]) -> tuple[Tensor, float]:
+        """What the texts ``part`` contribute to the loss of ``batch``, and of that, to the mean nll of its examples.
+
+        The loss is the mean nll over the target tokens of the examples, plus ``replay_weight`` times how far the
+        adapter has moved on the target tokens of replay: the mean KL to the untouched model, or their nll.
+        """
+        padded = pad_right([self.texts[i] for i in part], self.pad).to(self.device)
+        hidden = self._hidden(padded)
+        is_replay = torch.tensor([i >= self.num_examples for i in part], device=self.device)[padded.rows]
+        learnt = token_nll(hidden[~is_replay], padded.labels[~is_replay], self._head).sum()
+        learnt = learnt / max(1, self._num_targets(batch, replay=False))
+        loss = learnt
+        if is_replay.any():
+            if self.settings.replay_loss == "nll":
+                moved = token_nll(hidden[is_replay], padded.labels[is_replay], self._head)
+            else:
+                moved = token_kl(hidden[is_replay], self._hidden_before(part), self._head)
+            loss = loss + self.settings.replay_weight * moved.sum() / self._num_targets(batch, replay=True)
+        return loss, learnt.item()
 
     def configure_optimizers(self) -> Any:
-        parameters = [p for p in self.network.parameters() if p.requires_grad]
         settings = self.settings
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.parameters_in_training, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         steps = settings.epochs * self.steps_per_epoch
         warmup = max(1, round(settings.warmup * steps))
 
         def rate(step: int) -> float:
             return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, rate)]
 
     @property
     def network(self) -> Any:
         return self.weights.model
 
     @property
+    def parameters_in_training(self) -> list[Tensor]:
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.examples) / self.settings.batch_size)
+        return math.ceil(self.num_examples / self.settings.batch_size)
 
     @property
     def loss(self) -> float:
@@ -141,31 +174,48 @@ class Finetuner(Resident):
         last = self.losses[-self.steps_per_epoch :]
         return sum(loss * tokens for loss, tokens in last) / sum(tokens for _, tokens in last)
 
+    def _in_parts(self, batch: Sequence[int]) -> list[list[int]]:
+        fixed_cost = PASS_COSTS_ON_CPU if self.device.type == "cpu" else PASS_COSTS_ON_GPU
+        parts = cheapest_parts([len(self.texts[i].ids) for i in batch], self.max_tokens, fixed_cost)
+        return [[batch[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
+
+    def _num_targets(self, batch: Sequence[int], *, replay: bool) -> int:
+        return sum(self.texts[i].num_targets for i in batch if (i >= self.num_examples) is replay)
+
     def _hidden(self, batch: PaddedBatch) -> Tensor:
         return hidden_states(self.network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
 
-    def _replay_batches(self, count: int, key: str) -> list[PaddedBatch | None]:
-        if not self.replay:
-            return [None] * count
+    def _hidden_before(self, part: Sequence[int]) -> Tensor:
+        """What the untouched model hands to the head at the targets of replay in ``part``, computed once for a text."""
+        missing = [i for i in part if i >= self.num_examples and i not in self._untouched]
+        if missing:
+            padded = pad_right([self.texts[i] for i in missing], self.pad).to(self.device)
+            with torch.no_grad(), self.network.disable_adapter():
+                hidden = self._hidden(padded).cpu()
+            self._untouched |= {i: hidden[padded.rows.cpu() == row] for row, i in enumerate(missing)}
+        return torch.cat([self._untouched[i] for i in part if i >= self.num_examples]).to(self.device)
+
+    def _replay(self, count: int, key: str) -> list[list[int]]:
+        num_replay, size = len(self.texts) - self.num_examples, self.settings.batch_size
+        if num_replay == 0:
+            return [[]] * count
         order: list[int] = []
-        while len(order) < count * self.settings.batch_size:
-            order += shuffled(len(self.replay), len(self.replay), f"{key}/replay {len(order)}")[0]
-        size = self.settings.batch_size
-        return [pad_right([self.replay[i] for i in order[n * size : (n + 1) * size]], self.pad) for n in range(count)]
+        while len(order) < count * size:
+            order += shuffled(num_replay, num_replay, f"{key}/replay {len(order)}")[0]
+        return [[self.num_examples + i for i in order[n * size : (n + 1) * size]] for n in range(count)]
 
     def _head(self, hidden: Tensor) -> Tensor:
         return vocabulary_head(self.network, hidden)
 
-    def _log(self, loss: Tensor, tokens: int) -> None:
-        value = loss.item()
-        if not torch.isfinite(loss):
+    def _log(self, loss: float, tokens: int) -> None:
+        if not math.isfinite(loss):
             raise ModelError(
-                f"The training loss became {value} at step {self.global_step}; lower `training.learning_rate` "
+                f"The training loss became {loss} at step {self.global_step}; lower `training.learning_rate` "
                 f"({self.settings.learning_rate:g}), or use float32 weights."
             )
-        self.losses.append((value, tokens))
+        self.losses.append((loss, tokens))
         if self.log_step is not None:
-            self.log_step(self.global_step, value)
+            self.log_step(self.global_step, loss)
 
 
 def finetune(
@@ -193,10 +243,11 @@ def finetune(
     network.train()
     if settings.gradient_checkpointing:
         network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    module = Finetuner(weights, examples, replay, settings, key, log_step, label)
+    max_tokens = max(1, trainer.batch_tokens // KEPT)
+    module = Finetuner(weights, examples, replay, settings, key, max_tokens, log_step, label)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trainer.fit(module, settings.epochs, gradient_clip_val=settings.max_grad_norm)
+        trainer.fit(module, settings.epochs)
     if settings.gradient_checkpointing:
         network.get_base_model().activation_checkpointing_disable()
     network.eval()

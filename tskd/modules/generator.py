@@ -53,28 +53,33 @@ class Generation:
 class Generator(Resident):
     """Continues every row of a batch until its end token, the text ``stop``, or the length limit."""
 
-    def __init__(self, model: LanguageModel, sampling: Sampling, stop: str | None, label: str) -> None:
+    def __init__(
+        self, model: LanguageModel, requests: Sequence[Request], sampling: Sampling, stop: str | None, label: str
+    ) -> None:
         super().__init__(model.weights)
         self.language_model = model
+        self.requests = requests
         self.sampling = sampling
         self.stop = stop
         self.label = label
 
-    def predict_step(self, batch: tuple[list[int], list[str], Tensor, Tensor]) -> list[int]:
-        indices, keys, ids, mask = batch
+    def compute(self, indices: list[int]) -> list[Generation]:
         with self.language_model.speaking() as network:
-            self.results.update(zip(indices, self._continue(network, keys, ids, mask), strict=True))
-        return indices
+            return self._continue(network, [self.requests[i] for i in indices])
 
-    def _continue(self, network: Any, keys: list[str], ids: Tensor, mask: Tensor) -> list[Generation]:
-        """ids and mask (B, T), padded on the left. Finished rows leave the batch once they are half of it."""
-        ends = torch.tensor(sorted(self.language_model.end_tokens), device=ids.device)
-        streams = [random.Random(key) for key in keys]
-        written: list[list[int]] = [[] for _ in keys]
-        finished = [False] * len(keys)
+    def _continue(self, network: Any, requests: Sequence[Request]) -> list[Generation]:
+        """What is read by several requests is read once. Finished rows leave the batch once they are half of it."""
+        ends = torch.tensor(sorted(self.language_model.end_tokens), device=self.device)
+        streams = [random.Random(request.key) for request in requests]
+        written: list[list[int]] = [[] for _ in requests]
+        finished = [False] * len(requests)
         cache = DynamicCache(config=network.config.get_text_config())
-        active = list(range(len(keys)))  # the rows of the batch that are still in the cache
+        active = list(range(len(requests)))  # the rows of the batch that are still in the cache
+
+        read = {request.ids: place for place, request in enumerate({r.ids: r for r in requests}.values())}
+        ids, mask = (part.to(self.device) for part in pad_left(list(read), self.language_model.pad_token))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        shared = torch.tensor([read[request.ids] for request in requests], device=self.device)
 
         for _ in range(self.sampling.max_new_tokens):
             logits = (
@@ -89,6 +94,9 @@ class Generator(Resident):
                 .logits[:, -1]
                 .float()
             )  # (rows, V)
+            if len(logits) < len(active):  # what was read is handed to each row
+                cache.batch_select_indices(shared)
+                logits, mask, positions = logits[shared], mask[shared], positions[shared]
             uniform = torch.tensor([streams[row].random() for row in active], dtype=torch.float64).to(ids.device)
             chosen = choose(logits, uniform, self.sampling)
             is_end = torch.isin(chosen, ends).tolist()
@@ -155,9 +163,8 @@ def generate(
     """One generation for each request, in the order given. Raises ``ModelError`` where one exceeds the context."""
     lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
     check_context(model, max(lengths, default=0), f"The longest request, with {sampling.max_new_tokens} new tokens,")
-    batches = [
-        (batch, [requests[i].key for i in batch], *pad_left([requests[i].ids for i in batch], model.pad_token))
-        for batch in by_length(lengths, trainer.batch_tokens)
-    ]
-    results = trainer.predict(Generator(model, sampling, stop, label), batches)
+    # Requests that read the same come into the same batch, where they read it together.
+    order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
+    batches = [[order[i] for i in batch] for batch in by_length([lengths[i] for i in order], trainer.batch_tokens)]
+    results = trainer.predict(Generator(model, requests, sampling, stop, label), batches)
     return [results[i] for i in range(len(requests))]

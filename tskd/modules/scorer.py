@@ -20,15 +20,15 @@ class Scorer(Resident):
 
     label = "score"
 
-    def __init__(self, models: Sequence[LanguageModel]) -> None:
+    def __init__(self, models: Sequence[LanguageModel], sequences: Sequence[TokenSequence]) -> None:
         super().__init__(*(model.weights for model in models))
         self.models = models
+        self.sequences = sequences
 
-    def predict_step(self, batch: tuple[list[int], PaddedBatch]) -> list[int]:
-        indices, padded = batch
-        columns = [self.mean_nll(model, padded).tolist() for model in self.models]
-        self.results.update(zip(indices, zip(*columns, strict=True), strict=True))
-        return indices
+    def compute(self, indices: list[int]) -> list[tuple[float, ...]]:
+        batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
+        columns = [self.mean_nll(model, batch).tolist() for model in self.models]
+        return list(zip(*columns, strict=True))
 
     def mean_nll(self, model: LanguageModel, batch: PaddedBatch) -> Tensor:
         """Nats per target token, one for each row: (B,)."""
@@ -75,9 +75,6 @@ def _nll(
     models: Sequence[LanguageModel], sequences: Sequence[TokenSequence], trainer: LightningTrainer
 ) -> list[tuple[float, ...]]:
     """The mean nll of each sequence under each model."""
-    batches = [
-        (batch, pad_right([sequences[i] for i in batch], models[-1].pad_token))
-        for batch in by_length([len(sequence.ids) for sequence in sequences], trainer.batch_tokens)
-    ]
-    results = trainer.predict(Scorer(models), batches)
+    batches = by_length([len(sequence.ids) for sequence in sequences], trainer.batch_tokens)
+    results = trainer.predict(Scorer(models, sequences), batches)
     return [results[i] for i in range(len(sequences))]

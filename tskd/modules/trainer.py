@@ -1,12 +1,13 @@
 """The Lightning Trainer behind every stage: device, precision, memory bound and progress bar, decided once."""
 
 import logging
+import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,8 +15,8 @@ from pydantic import PositiveInt
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tskd.errors import ConfigError
-from tskd.models import Weights
+from tskd.errors import ModelError
+from tskd.models import Weights, free_memory
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
@@ -26,14 +27,17 @@ warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 # Frozen models stay in evaluation mode on purpose; the finetuner sets the mode that it needs.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
 
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 CPU_BATCH_TOKENS = 32768  # decoding reads all weights for each token of a row, so few rows cost as much as many
 
 
 class Resident(pl.LightningModule):
     """A LightningModule whose weights stay on the device after a pass, for the stage that comes next.
 
-    In prediction it notes its ``results`` by the index of the input, as plain values: Lightning would gather what
-    ``predict_step`` returns by walking into it, which frozen records refuse.
+    A prediction pass is told the indices of the inputs of each batch and notes what ``compute`` makes of them in
+    ``results``, as plain values: Lightning would gather what ``predict_step`` returns by walking into it, which frozen
+    records refuse. Where memory runs out, this batch and those after it are halved.
     """
 
     label = "work"
@@ -41,9 +45,39 @@ class Resident(pl.LightningModule):
     def __init__(self, *weights: Weights) -> None:
         super().__init__()
         self.results: dict[int, Any] = {}
+        self.parts = 1  # in which each batch is computed
         # Lightning moves what is registered here; what transformers has placed (quantised, or spread) must stay there.
         self.movable = torch.nn.ModuleList(
             {id(each): each.model for each in weights if not each.checkpoint.is_placed}.values()
+        )
+
+    def compute(self, indices: list[int]) -> list[Any]:
+        """The result of each of the inputs ``indices``, all in one batch."""
+        raise NotImplementedError
+
+    def predict_step(self, indices: list[int]) -> list[int]:
+        waiting = cut(indices, self.parts)
+        while waiting:
+            part = waiting.pop(0)
+            if (found := attempt(self.compute, part)) is None:
+                self.parts *= 2
+                self.tell_parts(len(part))
+                waiting = cut(part, 2) + waiting
+            else:
+                self.results.update(zip(part, found, strict=True))
+        return indices
+
+    def tell_parts(self, rows: int) -> None:
+        """Say that batches get smaller. Raises ``ModelError`` where ``rows`` is one and there is no smaller batch."""
+        if rows == 1:
+            raise ModelError(
+                f"There is not enough memory to {self.label} a single text; load the model in a smaller `dtype` or "
+                f"quantised, or shorten the texts."
+            )
+        log.warning(
+            "Out of memory in %s with %d texts; batches are cut into %d parts from here on. A lower "
+            "`trainer.max_batch_tokens` spares the attempt.",
+            *(self.label, rows, self.parts),
         )
 
     def cpu(self) -> "Resident":
@@ -61,7 +95,7 @@ class _Bar(pl.Callback):
         self._bar = tqdm(disable=True)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._open(pl_module, sum(len(indices) for indices, *_ in trainer.predict_dataloaders.dataset), " texts")
+        self._open(pl_module, sum(map(len, trainer.predict_dataloaders.dataset)), " texts")
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any, **__: Any
@@ -93,16 +127,9 @@ class LightningTrainer:
 
     accelerator: str = "auto"
     devices: PositiveInt = 1
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     max_batch_tokens: PositiveInt | None = None
     progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision == "bf16-true" or self.precision == "16-true":
-            raise ConfigError(
-                f"`trainer.precision={self.precision}` would cast the LoRA weights too; "
-                f"set the model's own dtype instead (`target.checkpoint.dtype=bfloat16`)."
-            )
 
     @property
     def shows_progress(self) -> bool:
@@ -121,16 +148,16 @@ class LightningTrainer:
             return CPU_BATCH_TOKENS
         return max(CPU_BATCH_TOKENS, torch.cuda.get_device_properties(self.device).total_memory // 10**6)
 
-    def predict(self, module: Resident, batches: Sequence[Any]) -> dict[int, Any]:
-        """What ``module`` noted in ``results``, by the index of the input, once it has seen all batches."""
+    def predict(self, module: Resident, batches: Sequence[list[int]]) -> dict[int, Any]:
+        """What ``module`` made of each input, by index, once it has seen all batches of them."""
         if batches:
             trainer = self._make(inference_mode=True)
             trainer.predict(module, epoch_loader(batches), return_predictions=False)
         return module.results
 
-    def fit(self, module: Resident, epochs: int, **settings: Any) -> None:
+    def fit(self, module: Resident, epochs: int) -> None:
         """Train ``module`` on its own ``train_dataloader``, made anew for each epoch."""
-        trainer = self._make(max_epochs=epochs, reload_dataloaders_every_n_epochs=1, **settings)
+        trainer = self._make(max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
         trainer.fit(module)
 
     def _make(self, **settings: Any) -> pl.Trainer:
@@ -146,6 +173,23 @@ class LightningTrainer:
             num_sanity_val_steps=0,
             **settings,
         )
+
+
+def cut(indices: Sequence[int], parts: int) -> list[list[int]]:
+    """``indices`` in up to ``parts`` runs of nearly equal length, in order."""
+    size = max(1, math.ceil(len(indices) / parts))
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def attempt(compute: Callable[[list[int]], Result], indices: list[int]) -> Result | None:
+    """``compute(indices)``, or ``None`` where memory does not suffice: then what the attempt held is free again."""
+    try:
+        return compute(indices)
+    except RuntimeError as error:  # on a CPU it has no class of its own
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+    free_memory()  # only here, where the exception no longer holds the frames of the attempt
+    return None
 
 
 def epoch_loader(batches: Sequence[Any]) -> DataLoader[Any]:
