@@ -3,7 +3,7 @@
     config.yaml                       the resolved configuration
     iteration_0/prompts.jsonl         new prompts, and iteration_0/expansion.json: what they cost
     iteration_0/{responses,scored,kept,dropped}.jsonl
-    iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained
+    iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained, if anything was
     evaluation/{base,teacher,target,iteration_0}.jsonl   each held-out question's answer, graded
     metrics.jsonl                     one row per finished iteration
     result.json                       the final numbers
@@ -102,9 +102,21 @@ class RunFolder:
         scored, kept, dropped = (
             tuple(read_lines(Scored, self._file(f"{name}.jsonl", index))) for name in ("scored", "kept", "dropped")
         )
-        adapter_file = self._file("adapter.json", index)
-        adapter = read_json(Adapter, adapter_file) if adapter_file.is_file() else None
+        adapter = self._adapter(index, bool(kept))
         return Iteration(index, replace(expansion, prompts=prompts), scored, Selection(kept, dropped), adapter)
+
+    def _adapter(self, index: int, kept: bool) -> Adapter | None:
+        """What ``tuneshift`` gave the iteration: its own adapter, or where it kept nothing, the one before."""
+        file = self._file("adapter.json", index)
+        if file.is_file():
+            return read_json(Adapter, file)
+        before = None if kept or index == 0 else self._iteration(index - 1).adapter
+        return None if before is None else replace(before, trained_tokens=0, generated_tokens=0)
+
+    def last_adapter(self) -> Adapter | None:
+        """The adapter that was trained last."""
+        files = sorted(self.path.glob("iteration_*/adapter.json"), key=lambda file: int(file.parent.name[10:]))
+        return read_json(Adapter, files[-1]) if files else None
 
     def _kept(self, kind: type[Record], file: Path, compute: Callable[[], Sequence[Record]]) -> Sequence[Record]:
         if file.is_file():

@@ -29,7 +29,7 @@ from tskd.errors import ModelError, RunFolderError, TskdError
 from tskd.evaluate import Accuracy, by_split
 from tskd.metrics import METRICS
 from tskd.models import ZOO, Checkpoint, Weights, adapter_folder
-from tskd.records import Adapter, Graded, Prompt, Scored
+from tskd.records import Graded, Prompt, Scored
 from tskd.templates import Plain
 
 TAG = "tuneshift-kd"
@@ -57,10 +57,10 @@ class FinishedRun:
                 f"The run in {folder} has not finished ({len(rows)} of {settings['iterations']} iterations are done): "
                 f"{error}. Go on with `python -m tskd.run resume={folder}`, then export it."
             )
-        record = artifacts.RunFolder(folder).iteration(len(rows) - 1) / "adapter.json"
-        if not record.is_file():
-            raise RunFolderError(f"The run in {folder} has no adapter to export: there is no {record}.")
-        adapter = adapter_folder(str(folder.absolute() / artifacts.read_json(Adapter, record).path))
+        trained = artifacts.RunFolder(folder).last_adapter()
+        if trained is None:
+            raise RunFolderError(f"The run in {folder} has no adapter to export: no iteration has an adapter.json.")
+        adapter = adapter_folder(str(folder.absolute() / trained.path))
         return cls(folder, settings, _read(folder / "result.json"), _read(folder / "provenance.json"), adapter)
 
     def checkpoint(self, role: str) -> Checkpoint:

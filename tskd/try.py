@@ -20,7 +20,7 @@ from tskd.console import console
 from tskd.errors import ConfigError, RunFolderError, TskdError
 from tskd.models import Checkpoint, LanguageModel, Weights
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Adapter, Prompt, Response
+from tskd.records import Prompt, Response
 from tskd.stages.answer import Answer
 
 
@@ -40,12 +40,12 @@ class BeforeAndAfter:
         if not file.is_file():
             raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
         settings: Mapping[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[assignment]
-        records = sorted(folder.glob("iteration_*/adapter.json"), key=_iteration)
-        if not records:
+        trained = artifacts.RunFolder(folder).last_adapter()
+        if trained is None:
             raise RunFolderError(
                 f"The run in {folder} has no adapter yet; go on with `python -m tskd.run resume={folder}`."
             )
-        adapter = str(folder.absolute() / artifacts.read_json(Adapter, records[-1]).path)
+        adapter = str(folder.absolute() / trained.path)
         weights = Weights(config.make(Checkpoint, settings["target"]["checkpoint"], "target.checkpoint"))
         weights.check_adapter(adapter)
         trainer = replace(config.make(LightningTrainer, settings["trainer"], "trainer"), devices=1, progress=False)
@@ -109,10 +109,6 @@ def _typed(name: str) -> Iterator[Prompt]:
         if not line:
             return
         yield Prompt(line)
-
-
-def _iteration(record: Path) -> int:
-    return int(record.parent.name.removeprefix("iteration_"))
 
 
 if __name__ == "__main__":

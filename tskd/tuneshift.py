@@ -9,7 +9,7 @@ The stages are plain callables on records; ``tskd.stages`` has them, and any fun
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tskd.errors import EmptySelection, NoNewPrompts
 from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Selection
@@ -37,7 +37,8 @@ def tuneshift(
     """Yield one finished iteration after another, each a function of ``seeds`` and the iterations before it.
 
     ``history`` holds iterations finished earlier: passing them continues a run exactly where it stopped.
-    A fresh adapter is trained on all that was kept so far, in each iteration or only in the last.
+    A fresh adapter is trained on all that was kept so far, in each iteration or only in the last; where an iteration
+    keeps nothing new, the adapter before it stands.
     Ends early, with a last iteration that asked nothing, when expansion runs dry.
     Raises ``NoNewPrompts`` where it is dry from the start, ``EmptySelection`` where nothing at all was kept.
     """
@@ -62,7 +63,10 @@ def tuneshift(
         if not corpus:
             raise EmptySelection(_nothing_kept(index, scored))
         is_last = index == iterations - 1 or not scored
-        adapter = stages.train(corpus, dropped, index) if train_each_iteration or is_last else None
+        if done and done[-1].adapter is not None and not selection.kept:
+            adapter: Adapter | None = replace(done[-1].adapter, trained_tokens=0, generated_tokens=0)
+        else:
+            adapter = stages.train(corpus, dropped, index) if train_each_iteration or is_last else None
 
         done.append(Iteration(index, expansion, tuple(scored), selection, adapter))
         yield done[-1]

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tskd.artifacts import RunFolder
 from tskd.errors import EmptySelection, NoNewPrompts
 from tskd.records import Adapter, Expansion, Prompt, Response, Scored, Selection
 from tskd.stages.select import PplDifference
@@ -68,6 +69,24 @@ def test_a_resumed_run_equals_the_straight_one(stopped_after):
     straight = list(tuneshift(SEEDS, stages(), iterations=3))
     resumed = list(tuneshift(SEEDS, stages(), iterations=3, history=straight[:stopped_after]))
     assert straight[stopped_after:] == resumed
+
+
+def test_where_nothing_new_is_kept_the_adapter_before_stands_and_costs_nothing():
+    calls = {}
+    done = list(tuneshift(SEEDS, stages(calls, keep=lambda text: not text.endswith("1")), iterations=3))
+    assert [len(corpus) for corpus in calls["corpus"]] == [4, 6]
+    assert [i.adapter.path for i in done] == ["iteration_0/adapter", "iteration_0/adapter", "iteration_2/adapter"]
+    assert done[1].adapter.num_examples == 4
+
+
+def test_a_folder_gives_back_the_iterations_that_were_recorded_in_it(tmp_path):
+    folder = RunFolder(tmp_path)
+    recorded = folder.recording(stages(keep=lambda text: not text.endswith("1")))
+    done = list(tuneshift(SEEDS, recorded, iterations=3))
+    for iteration in done:
+        folder.add_row({"iteration": iteration.index})
+    assert done == folder.history()
+    assert folder.last_adapter() == done[2].adapter
 
 
 def test_training_may_wait_for_the_last_iteration():
