@@ -11,6 +11,7 @@ from tskd.errors import ConfigError
 from tskd.evaluate import Evaluator, ExactMatch
 from tskd.harness import HarnessEvaluator
 from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
@@ -56,11 +57,23 @@ class Run:
         return roles if self.reference is self.base else roles | {"base_for_scoring": self.reference}
 
     def check_models(self) -> None:
-        """Raise ``ModelError`` where one cannot be loaded, or the adapter does not belong to the base."""
+        """Raise ``ModelError`` where one cannot be loaded, has no room, or the adapter does not belong to the base."""
         for model in (self.base, self.reference, self.teacher, self.target):
             model.weights.check_loadable()
         if self.teacher.adapter is not None and self.teacher_to_make is None:
             self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        """What is known before the run must fit each model that reads it: seeds, requests for more, questions."""
+        room = self.settings.task["response_tokens"]
+        for model in self.models.values():
+            longest = max(len(encode_prefix(model, model.template.prefix(seed))) for seed in self.seeds)
+            check_context(model, longest + room, f"The longest seed, with a response of {room} tokens,")
+        if (check := getattr(self.stages.expand, "check_lengths", None)) is not None:
+            check(self.seeds)
+        for model in (self.base, self.teacher, self.target):
+            self.evaluator.check_lengths(model)
 
 
 def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Protocol
 
 from tskd.models import LanguageModel
+from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Graded, Question
 from tskd.stages.answer import Answer
@@ -28,6 +29,9 @@ class Evaluator(Protocol):
 
     def answered_by(self, teacher: LanguageModel) -> "Evaluator":
         """The same questions, those without an answer compared with the teacher's."""
+
+    def check_lengths(self, model: LanguageModel) -> int:
+        """The tokens of the longest question and its answer. Raises ``ModelError`` where ``model`` has no room for it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ class ExactMatch:
             for question, response in zip(self.questions, self._responses(teacher), strict=True)
         ]
         return replace(self, questions=filled)
+
+    def check_lengths(self, model: LanguageModel) -> int:
+        prefixes = (model.template.prefix(question.prompt) for question in self.questions)
+        longest = max((len(encode_prefix(model, prefix)) for prefix in prefixes), default=1) + self.max_new_tokens
+        check_context(model, longest, f"The longest held-out question, with {self.max_new_tokens} new tokens,")
+        return longest
 
     def _responses(self, model: LanguageModel) -> list[str]:
         answer = Answer(model, self.trainer, seed=0, max_new_tokens=self.max_new_tokens)

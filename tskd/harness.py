@@ -58,9 +58,7 @@ class HarnessEvaluator:
         from lm_eval.tasks import TaskManager, get_task_dict
 
         harness = self.task.harness()
-        longest = self._longest(model)
-        with_it = f"{harness.num_fewshot} examples and {self.max_new_tokens} new tokens"
-        check_context(model, longest, f"The longest held-out question, with {with_it},")
+        longest = self.check_lengths(model)
         # The harness puts nothing between a chat prompt and a choice; a plain template needs its space there.
         metadata = {**harness.metadata, "target_delimiter": model.template.continuation("")}
         with _quiet(), model.speaking() as network, _lent(network, model):
@@ -91,13 +89,19 @@ class HarnessEvaluator:
         """Itself: a benchmark's questions all have answers."""
         return self
 
-    def _longest(self, model: LanguageModel) -> int:
-        """The tokens of the longest question, after the examples that it is asked with, and of its answer."""
+    def check_lengths(self, model: LanguageModel) -> int:
+        """The tokens of the longest question, after the examples that it is asked with, and of its answer.
+
+        Raises ``ModelError`` where they are more than the model has room for.
+        """
         examples = self.task.examples()[: self.task.harness().num_fewshot]
         shown = [(Message("user", e.prompt.text), Message("assistant", str(e.answer))) for e in examples]
         context = tuple(chain.from_iterable(shown))
         prefixes = (model.template.prefix(replace(q.prompt, context=context)) for q in self.questions)
-        return max((len(encode_prefix(model, prefix)) for prefix in prefixes), default=1) + self.max_new_tokens
+        longest = max((len(encode_prefix(model, prefix)) for prefix in prefixes), default=1) + self.max_new_tokens
+        with_it = f"{len(examples)} examples and {self.max_new_tokens} new tokens"
+        check_context(model, longest, f"The longest held-out question, with {with_it},")
+        return longest
 
     def _rows(self, model: LanguageModel, longest: int) -> int:
         rows = self.trainer.batch_tokens // longest

@@ -1,5 +1,6 @@
 """The configuration: every option composes and can be built, and what is wrong is said before anything loads."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,32 @@ def test_a_wrong_setting_is_one_line_that_names_it(tmp_path, overrides, said):
 def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, said):
     with pytest.raises(ModelError, match=said):
         built(tmp_path, *overrides).check_models()
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (
+            {"seeds": "word " * 200},
+            "The longest seed, with a response of 9 tokens, needs [0-9]+ tokens, and atlas_.* has",
+        ),
+        ({"held_out": "word " * 200}, "The longest held-out question, with 9 new tokens, needs [0-9]+ tokens"),
+        ({"draft": 250}, "The longest request for a new prompt, with 2 seeds to go on from and 250 new tokens,"),
+    ],
+)
+def test_what_does_not_fit_a_model_is_said_before_any_weights_are_loaded(tmp_path, texts, said, monkeypatch):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    for name in ("seeds", "held_out"):
+        lines = [texts.get(name, "a question?"), "another question?"]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": line, "answer": "x"}) + "\n" for line in lines)
+        )
+    files = [f"task.{name}={tmp_path / name}.jsonl" for name in ("seeds", "held_out")]
+    made = built(
+        tmp_path, "task=files", *files, "task.response_tokens=9", f"expansion.max_new_tokens={texts.get('draft', 9)}"
+    )
+    with pytest.raises(ModelError, match=said):
+        made.check_models()
 
 
 def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import PositiveInt
 
 from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix
+from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Expansion, Prompt
@@ -32,6 +32,15 @@ class FewShot:
     temperature: float = 1.0
     top_p: float = 1.0
     held_out: Collection[str] = frozenset()
+
+    def check_lengths(self, seeds: Sequence[Prompt]) -> None:
+        """Raise ``ModelError`` where the longest of ``seeds``, shown together, leave the writer no room for a draft."""
+        by_length = sorted(seeds, key=lambda seed: len(seed.text), reverse=True)[: self.num_exemplars]
+        longest = len(encode_prefix(self.writer, self.writer.template.few_shot(by_length)))
+        with_it = f"{len(by_length)} seeds to go on from and {self.max_new_tokens} new tokens"
+        check_context(
+            self.writer, longest + self.max_new_tokens, f"The longest request for a new prompt, with {with_it},"
+        )
 
     def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         """New prompts in the order drafted; repeats of ``seen`` and of each other are counted and left out."""
