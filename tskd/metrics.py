@@ -21,7 +21,7 @@ METRICS = {
     "score/gap_p50": "the same, median",
     "score/gap_p95": "the same, 95th percentile",
     "score/unfinished": "responses that the length limit cut",
-    "select/kept": "responses whose gap reaches the threshold",
+    "select/kept": "responses that selection kept",
     "select/kept_fraction": "kept over scored",
     "select/precision": "kept that are private, over kept (where the truth is known)",
     "select/recall": "kept that are private, over private ones scored (where the truth is known)",

@@ -90,5 +90,5 @@ def _nothing_kept(index: int, scored: Sequence[Scored]) -> str:
     widest = f"the widest perplexity gap was {max(gaps):.3f}" if gaps else "no perplexity gap is a number"
     return (
         f"Iteration {index} kept 0 of {len(scored)} responses; {widest}. "
-        f"Lower `threshold`, or give more seeds like the teacher's training data."
+        f"Lower `threshold` (or what else the rule asks for), or give more seeds like the teacher's training data."
     )

@@ -1,4 +1,4 @@
-"""3. Score: the perplexity of each response under base and teacher."""
+"""3. Score: the perplexity of each response under base and teacher, and what else the selection rule looks at."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,25 @@ from tskd.records import Response, Scored
 
 @dataclass(frozen=True)
 class Score:
-    """What the selection rules look at: nll per response token, given the prompt, without and with the fine-tuning."""
+    """What the selection rules look at: nll per response token, given the prompt, without and with the fine-tuning.
+
+    ``measures`` are what else a rule asks for, by name: kl, first_entropy, first_kl (see ``tskd.modules.scorer``), and
+    target_nll_per_byte, which the ``target`` is read for. One that names an unknown measure is a ``ConfigError``.
+    """
 
     base: LanguageModel
     teacher: LanguageModel
     trainer: LightningTrainer
+    measures: tuple[str, ...] = ()
+    target: LanguageModel | None = None
+
+    def __post_init__(self) -> None:
+        scorer.check_names(self.measures, self.target)
+
+    def check_models(self) -> None:
+        """Raise ``ConfigError`` where a measure cannot be had of these models. Reads tokenizers, loads no weights."""
+        scorer.check(self.measures, self.base, self.teacher, self.target)
 
     def __call__(self, responses: Sequence[Response]) -> list[Scored]:
-        """Each response with its two nlls, in the order given."""
-        return scorer.score(responses, self.base, self.teacher, self.trainer)
+        """Each response with its two nlls and its measures, in the order given."""
+        return scorer.score(responses, self.base, self.teacher, self.trainer, self.measures, self.target)
