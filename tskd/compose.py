@@ -10,9 +10,10 @@ from tskd import config
 from tskd.errors import ConfigError
 from tskd.evaluate import Evaluator, ExactMatch
 from tskd.harness import HarnessEvaluator
-from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.models import Checkpoint, LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.scorer import OF_TARGET
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
 from tskd.stages.answer import Answer
@@ -60,6 +61,8 @@ class Run:
         """Raise ``ModelError`` where one cannot be loaded, has no room, or the adapter does not belong to the base."""
         for model in (self.base, self.reference, self.teacher, self.target):
             model.weights.check_loadable()
+        if (check := getattr(self.stages.score, "check_models", None)) is not None:
+            check()
         if self.teacher.adapter is not None and self.teacher_to_make is None:
             self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
         self._check_lengths()
@@ -108,13 +111,16 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; "
             f"set `threshold` alone."
         )
+    # Without the target where none of it is measured: its scores are then shared by runs on other targets.
+    measures = tuple(getattr(select, "measures", ()))
     stages = Stages(
         expand=expand,
         answer=Answer(teacher, trainer, seed, longest),
-        score=Score(reference, teacher, trainer),
+        score=Score(reference, teacher, trainer, measures, target if OF_TARGET in measures else None),
         select=select,
         train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
     )
+    keep_only([base.weights, teacher.weights, reference.weights, target.weights])  # of the job before
     tracking = config.make(Wandb, settings.tracking, "tracking")
     return Run(
         settings=settings,
@@ -147,7 +153,7 @@ def _evaluator(task: Task, questions: Sequence[Question], trainer: LightningTrai
 
 
 def _weights(node: Mapping[str, Any], where: str) -> Weights:
-    return Weights(config.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint"))
+    return weights_of(config.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint"))
 
 
 def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[LanguageModel, Finetuned | None]:
@@ -171,7 +177,13 @@ def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[Langua
 
 
 def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
-    return config.make(_class(node), {k: v for k, v in node.items() if k != "_target_"}, where, **given)
+    """What ``node`` names by its ``_target_``, and likewise what is named within it."""
+    settings = {
+        key: _make(value, f"{where}.{key}") if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in node.items()
+        if key != "_target_"
+    }
+    return config.make(_class(node), settings, where, **given)
 
 
 def _class(node: Mapping[str, Any]) -> type[Any]:

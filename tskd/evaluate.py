@@ -31,7 +31,7 @@ class Evaluator(Protocol):
         """The same questions, those without an answer compared with the teacher's."""
 
     def check_lengths(self, model: LanguageModel) -> int:
-        """The tokens of the longest question and its answer. Raises ``ModelError`` where ``model`` has no room for it."""
+        """The tokens of the longest question and its answer. Raises ``ModelError`` where the model has no room."""
 
 
 @dataclass(frozen=True)

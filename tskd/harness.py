@@ -59,6 +59,7 @@ class HarnessEvaluator:
 
         harness = self.task.harness()
         longest = self.check_lengths(model)
+        self.trainer.make_room(model.weights)
         # The harness puts nothing between a chat prompt and a choice; a plain template needs its space there.
         metadata = {**harness.metadata, "target_delimiter": model.template.continuation("")}
         with _quiet(), model.speaking() as network, _lent(network, model):

@@ -8,13 +8,15 @@ import gc
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+from weakref import WeakSet
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
@@ -85,9 +87,12 @@ class Checkpoint:
 class Weights:
     """One checkpoint, loaded on first use; at most one adapter is attached at a time, in the slot ``default``."""
 
+    alive: ClassVar[WeakSet["Weights"]] = WeakSet()
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._attached: str | None = None
+        self.alive.add(self)
 
     @cached_property
     def folder(self) -> Path:
@@ -141,6 +146,22 @@ class Weights:
         model.eval().requires_grad_(False)
         _check_logits(model)
         return model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return weights_of, (self.checkpoint,)  # in another process, which loads them itself
+
+    @property
+    def is_loaded(self) -> bool:
+        return "model" in self.__dict__
+
+    @property
+    def num_bytes(self) -> int:
+        """What the weights take in memory, by their files and the data type that is asked for."""
+        stored = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+        if self.checkpoint.quantization != "none":
+            return stored * (1 if self.checkpoint.quantization == "8bit" else 0.6) // 2  # type: ignore[return-value]
+        asked, saved = _DTYPES[self.checkpoint.dtype], self.config.dtype
+        return stored if asked == "auto" or saved is None else stored * asked.itemsize // saved.itemsize  # type: ignore[attr-defined]
 
     @property
     def max_length(self) -> int | None:
@@ -310,6 +331,32 @@ class LanguageModel:
 
     def speaking(self) -> AbstractContextManager[Any]:
         return self.weights.speaking(self.adapter)
+
+
+_shared: dict[tuple[Any, ...], Weights] = {}
+
+
+def weights_of(checkpoint: Checkpoint) -> Weights:
+    """The weights of ``checkpoint``: the same object for all who ask, so that they are loaded once in a process."""
+    folder = Path(checkpoint.path).expanduser()
+    states = [(file.name, file.stat()) for file in sorted(folder.iterdir())] if folder.is_dir() else []
+    key = (checkpoint, *((name, state.st_size, state.st_mtime_ns) for name, state in states))
+    return _shared.setdefault(key, Weights(checkpoint))
+
+
+def keep_only(needed: Collection[Weights]) -> None:
+    """Release all weights but those that are ``needed``."""
+    for key, weights in list(_shared.items()):
+        if weights not in needed:
+            _shared.pop(key).release()
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be had, on a GPU without what torch holds in reserve."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    return int(psutil.virtual_memory().available)
 
 
 def free_memory() -> None:

@@ -25,6 +25,7 @@ from tskd.errors import ConfigError, NothingToLearn, RunFolderError
 from tskd.evaluate import PRIVATE, Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics import Row, iteration_metrics
 from tskd.models import LanguageModel
+from tskd.modules import workers
 from tskd.records import Iteration, Selection
 from tskd.tasks import Benchmark, Task
 from tskd.tracking import Tracker
@@ -180,6 +181,14 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """The command line: ``resume=DIR`` goes on with a run, anything else is Hydra's."""
+    if workers.rank() > 0:
+        workers.serve()
+        return
+    with workers.helping():
+        _main()
+
+
+def _main() -> None:
     config.register()
     folders = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("resume=")]
     if folders:
@@ -257,6 +266,11 @@ def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
     return LanguageModel(run.target.weights, str(folder / iteration.adapter.path))
 
 
+def _rule(select: Any) -> str:
+    threshold = getattr(select, "threshold", None)
+    return type(select).__name__ + ("" if threshold is None else f", threshold {threshold:g}")
+
+
 def _header(run: Run) -> dict[str, str]:
     settings = run.settings
     header = {
@@ -264,7 +278,7 @@ def _header(run: Run) -> dict[str, str]:
         "teacher": f"base + {run.teacher.adapter}" if run.teacher.adapter else run.teacher.weights.checkpoint.path,
         "target": f"{run.target.name} ({run.target.weights.checkpoint.path})",
         "task": f"{len(run.seeds)} seeds, {len(run.evaluator.questions)} held-out questions",
-        "select": f"{type(run.stages.select).__name__}, threshold {settings.threshold:g}",
+        "select": _rule(run.stages.select),
         "iterations": f"{settings.iterations}, seed {settings.seed}",
     }
     if run.reference is not run.base:

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +77,24 @@ class Store:
         """What ``evaluator`` says of ``model``."""
         key = self._key("evaluate", evaluator, model)
         return self._records(list[Graded], key, lambda: evaluator(model))
+
+    def held(self, stage: str, *content: Any) -> tuple[Any, float] | None:
+        """What is here of ``stage`` on ``content``, and the seconds that it took; ``None`` where it has to be computed.
+
+        Only looks: nothing is copied or marked as used. An adapter's path is that of the copy in the store.
+        """
+        if self.folder is None:
+            return None
+        key = self._key(stage, *content)
+        entry, weights = _read(self.folder / f"{key}.json"), self.folder / key
+        if entry is None or (stage == "train" and _checksums(weights) != entry["files"]):
+            return None
+        kinds = {"expand": Expansion, "answer": list[Response], "score": list[Scored], "evaluate": list[Graded]}
+        try:
+            found = _type_adapter(kinds.get(stage, Adapter)).validate_python(entry["result"])
+        except ValidationError:
+            return None
+        return replace(found, path=str(weights)) if stage == "train" else found, entry["seconds"]
 
     def _key(self, stage: str, *content: Any) -> str:
         if self.folder is None:

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from tskd.errors import ModelError, RunFolderError
 from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
+from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, cheapest_parts, check_context, pad_right, shuffled
 from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
 from tskd.perplexity import token_kl, token_nll
@@ -104,11 +105,16 @@ class Finetuner(Resident):
 
     def training_step(self, batch: list[int]) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        while (losses := attempt(self.accumulate, batch)) is None:
-            # Of a part that failed halfway, some gradients are there already: the whole step is done again.
-            self.parts *= 2
-            self.tell_parts(max(1, len(batch) * 2 // self.parts))
-        self._log(sum(losses), sum(self.texts[i].num_targets for i in batch if i < self.num_examples))
+        failure, losses = None, None
+        try:
+            while (losses := attempt(self.accumulate, batch)) is None:
+                # Of a part that failed halfway, some gradients are there already: the whole step is done again.
+                self.parts *= 2
+                self.tell_parts(max(1, len(batch) * 2 // self.parts))
+        except Exception as error:  # noqa: BLE001 (other processes wait, and must hear of it)
+            failure = error
+        loss = workers.add_up(self.parameters_in_training, sum(losses or []), failure)
+        self._log(loss, self._num_targets(batch, replay=False))
         clip_grad_norm_(self.parameters_in_training, self.settings.max_grad_norm, foreach=True)
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr, call-arg]
@@ -117,7 +123,7 @@ class Finetuner(Resident):
         """The gradient of the batch's loss, and what each part contributes to the mean nll of its examples."""
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         losses = []
-        for part in self._in_parts(batch):
+        for part in self._in_parts(workers.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))):
             loss, nll = self.loss_of(part, batch)
             self.manual_backward(loss)
             losses.append(nll)
@@ -218,6 +224,7 @@ class Finetuner(Resident):
             self.log_step(self.global_step, loss)
 
 
+@workers.everywhere(without=["log_step"])
 def finetune(
     weights: Weights,
     examples: Sequence[TokenSequence],
@@ -239,20 +246,24 @@ def finetune(
     model = LanguageModel(weights)
     longest = max(len(sequence.ids) for sequence in [*examples, *replay])
     check_context(model, longest, "The longest training example")
+    trainer.make_room(weights)
     network = weights.fresh_adapter(settings.lora_config(), seed)
     network.train()
     if settings.gradient_checkpointing:
         network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     max_tokens = max(1, trainer.batch_tokens // KEPT)
     module = Finetuner(weights, examples, replay, settings, key, max_tokens, log_step, label)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        trainer.fit(module, settings.epochs)
-    if settings.gradient_checkpointing:
-        network.get_base_model().activation_checkpointing_disable()
-    network.eval()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trainer.fit(module, settings.epochs)
+    finally:  # the weights may serve the next job of a sweep, however this one ends
+        if settings.gradient_checkpointing:
+            network.get_base_model().activation_checkpointing_disable()
+        network.eval()
     network.peft_config["default"].base_model_name_or_path = weights.checkpoint.path
-    _save(network, save_to)
+    if workers.rank() == 0:
+        _save(network, save_to)
     weights.adopt(str(save_to))
     return module.loss
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from tskd.errors import ConfigError
 from tskd.models import LanguageModel
+from tskd.modules import workers
 from tskd.modules.batches import by_length, check_context, pad_left
 from tskd.modules.trainer import LightningTrainer, Resident
 
@@ -151,6 +152,7 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     return torch.minimum(drawn, (cumulative < total).sum(-1))
 
 
+@workers.everywhere()
 def generate(
     model: LanguageModel,
     requests: Sequence[Request],
@@ -163,6 +165,7 @@ def generate(
     """One generation for each request, in the order given. Raises ``ModelError`` where one exceeds the context."""
     lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
     check_context(model, max(lengths, default=0), f"The longest request, with {sampling.max_new_tokens} new tokens,")
+    trainer.make_room(model.weights)
     # Requests that read the same come into the same batch, where they read it together.
     order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
     batches = [[order[i] for i in batch] for batch in by_length([lengths[i] for i in order], trainer.batch_tokens)]

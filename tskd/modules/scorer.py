@@ -1,67 +1,167 @@
-"""Perplexity of the teacher's own responses, under the base and under the teacher."""
+"""Perplexity of the teacher's own responses under base and teacher, and what else selection rules ask for."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from tskd.errors import ConfigError
 from tskd.models import LanguageModel, hidden_states, same_tokenizer, vocabulary_head
+from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, encode_response, pad_right
 from tskd.modules.trainer import LightningTrainer, Resident
-from tskd.perplexity import mean_by_row, token_nll
+from tskd.perplexity import Head, mean_by_row, token_entropy, token_kl, token_nll
 from tskd.records import Response, Scored
+
+
+class Reading(NamedTuple):
+    """One model and a batch: the hidden states before all N targets (N, H), the head that they go to, its width."""
+
+    hidden: Tensor
+    head: Head
+    vocabulary: int
+
+
+def mean_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
+    """Mean KL(teacher ‖ base) over the response, in nats per token, one for each row: (B,)."""
+    return mean_by_row(_kl(base, teacher), batch.rows, len(batch.input_ids))
+
+
+def first_entropy(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
+    """Entropy in nats of what the teacher might begin its response with: (B,)."""
+    return token_entropy(_first(teacher, batch).hidden, teacher.head)
+
+
+def first_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
+    """KL(base ‖ teacher) in nats where the response begins: (B,)."""
+    return _kl(_first(teacher, batch), _first(base, batch))
+
+
+MEASURES = {"kl": mean_kl, "first_entropy": first_entropy, "first_kl": first_kl}
+COMPARISONS = ("kl", "first_kl")  # of two distributions over one vocabulary
+OF_TARGET = "target_nll_per_byte"  # a pass of its own: the untouched target reads the texts in its own tokens
 
 
 class Scorer(Resident):
     """Mean nll of each row of a batch, under every model: the same code, batch and positions for all of them.
 
     In bfloat16 the nll of one text moves by a percent or two with the code path and the padding, which would decide
-    whether a gap reaches a threshold; so base and teacher are never scored by different means.
+    whether a gap reaches a threshold; so base and teacher are never scored by different means. The ``measures``, which
+    compare the first of the models with the last, are made of the same hidden states.
     """
 
     label = "score"
 
-    def __init__(self, models: Sequence[LanguageModel], sequences: Sequence[TokenSequence]) -> None:
+    def __init__(
+        self, models: Sequence[LanguageModel], sequences: Sequence[TokenSequence], measures: Sequence[str] = ()
+    ) -> None:
         super().__init__(*(model.weights for model in models))
         self.models = models
         self.sequences = sequences
+        self.measures = measures
 
     def compute(self, indices: list[int]) -> list[tuple[float, ...]]:
+        """For each sequence, its nll under each model and then its measures."""
         batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
-        columns = [self.mean_nll(model, batch).tolist() for model in self.models]
-        return list(zip(*columns, strict=True))
+        columns, readings = [], []
+        for model in self.models:
+            with model.speaking() as network:
+                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
+                nll = token_nll(hidden, batch.labels, lambda part: vocabulary_head(network, part))
+            columns.append(mean_by_row(nll, batch.rows, len(indices)))
+            if self.measures:
+                readings.append(Reading(hidden, _head(model), model.weights.config.get_text_config().vocab_size))
+        columns += [MEASURES[name](readings[0], readings[-1], batch) for name in self.measures]
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
-    def mean_nll(self, model: LanguageModel, batch: PaddedBatch) -> Tensor:
-        """Nats per target token, one for each row: (B,)."""
-        with model.speaking() as network:
-            hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
-            nll = token_nll(hidden, batch.labels, lambda part: vocabulary_head(network, part))
-        return mean_by_row(nll, batch.rows, len(batch.input_ids))
 
-
+@workers.everywhere()
 def score(
-    responses: Sequence[Response], base: LanguageModel, teacher: LanguageModel, trainer: LightningTrainer
+    responses: Sequence[Response],
+    base: LanguageModel,
+    teacher: LanguageModel,
+    trainer: LightningTrainer,
+    measures: Sequence[str] = (),
+    target: LanguageModel | None = None,
 ) -> list[Scored]:
     """Each response with its nll under ``base`` and ``teacher``, in nats per token of the teacher, in the order given.
 
     Where the two share a tokenizer they read the same token ids, in the same batch. A stand-in base with another
     tokenizer reads the same text through its own template; there only the sums over the response are comparable (per
     byte, that is), so its sum too is divided by the number of the teacher's tokens, which keeps the threshold's unit.
+    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target``; see ``check``.
     """
+    check(measures, base, teacher, target)
     sequences = _encode(responses, teacher)
+    in_passing = [name for name in measures if name in MEASURES]
     if same_tokenizer(base.weights, teacher.weights):
-        nll = _nll([base, teacher], sequences, trainer)
+        rows = _read([base, teacher], sequences, trainer, in_passing)
     else:
         others = _encode(responses, base)
+        under_base = _read([base], others, trainer)
+        under_teacher = _read([teacher], sequences, trainer, in_passing)
         tokens = [(theirs.num_targets, ours.num_targets) for theirs, ours in zip(others, sequences, strict=True)]
-        under_base = _nll([base], others, trainer)
-        under_teacher = _nll([teacher], sequences, trainer)
-        nll = [
-            (mean * theirs / ours, teachers)
-            for (mean,), (teachers,), (theirs, ours) in zip(under_base, under_teacher, tokens, strict=True)
+        rows = [
+            (mean * theirs / ours, *teachers)
+            for (mean,), teachers, (theirs, ours) in zip(under_base, under_teacher, tokens, strict=True)
         ]
+    measured = [dict(zip(in_passing, row[2:], strict=True)) for row in rows]
+    if OF_TARGET in measures and target is not None:
+        for found, value in zip(measured, _nll_per_byte(responses, target, trainer), strict=True):
+            found[OF_TARGET] = value
     return [
-        Scored(response, base_nll=of_base, teacher_nll=of_teacher, tokens=sequence.num_targets)
-        for response, sequence, (of_base, of_teacher) in zip(responses, sequences, nll, strict=True)
+        Scored(response, base_nll=row[0], teacher_nll=row[1], tokens=sequence.num_targets, measures=found)
+        for response, sequence, row, found in zip(responses, sequences, rows, measured, strict=True)
+    ]
+
+
+def check(
+    measures: Sequence[str], base: LanguageModel, teacher: LanguageModel, target: LanguageModel | None = None
+) -> None:
+    """Raise ``ConfigError`` where there is no such measure, or none of these models. Loads no weights."""
+    check_names(measures, target)
+    wanted = [name for name in measures if name in COMPARISONS]
+    if wanted and not same_tokenizer(base.weights, teacher.weights):
+        raise ConfigError(
+            f"Selection needs {' and '.join(wanted)}, which compares base and teacher over one vocabulary, and "
+            f"{base.name!r} and {teacher.name!r} have different tokenizers; give a `base_for_scoring` with the "
+            f"teacher's, or choose a rule that reads nlls alone, like `selection=ppl_difference`."
+        )
+
+
+def check_names(measures: Sequence[str], target: LanguageModel | None) -> None:
+    """Raise ``ConfigError`` where there is no such measure. Reads nothing."""
+    known = (*MEASURES, OF_TARGET)
+    if unknown := [name for name in measures if name not in known]:
+        raise ConfigError(
+            f"Selection needs {' and '.join(unknown)}, which is not measured; its rule's `measures` may name "
+            f"{', '.join(known)}."
+        )
+    if OF_TARGET in measures and target is None:
+        raise ValueError(f"{OF_TARGET} is measured on the target, which was not given.")
+
+
+def _read(
+    models: Sequence[LanguageModel],
+    sequences: Sequence[TokenSequence],
+    trainer: LightningTrainer,
+    measures: Sequence[str] = (),
+) -> list[tuple[float, ...]]:
+    """The mean nll of each sequence under each model, and then its measures."""
+    trainer.make_room(*(model.weights for model in models))
+    batches = by_length([len(sequence.ids) for sequence in sequences], trainer.batch_tokens)
+    results = trainer.predict(Scorer(models, sequences, measures), batches)
+    return [results[i] for i in range(len(sequences))]
+
+
+def _nll_per_byte(responses: Sequence[Response], model: LanguageModel, trainer: LightningTrainer) -> list[float]:
+    """The nll of each response, end token included, over the bytes of its text (an empty one counts as one byte)."""
+    sequences = _encode(responses, model)
+    num_bytes = [max(1, len(response.text.encode("utf-8", "surrogatepass"))) for response in responses]
+    rows = _read([model], sequences, trainer)
+    return [
+        mean * sequence.num_targets / size for (mean,), sequence, size in zip(rows, sequences, num_bytes, strict=True)
     ]
 
 
@@ -71,10 +171,33 @@ def _encode(responses: Sequence[Response], model: LanguageModel) -> list[TokenSe
     return sequences
 
 
-def _nll(
-    models: Sequence[LanguageModel], sequences: Sequence[TokenSequence], trainer: LightningTrainer
-) -> list[tuple[float, ...]]:
-    """The mean nll of each sequence under each model."""
-    batches = by_length([len(sequence.ids) for sequence in sequences], trainer.batch_tokens)
-    results = trainer.predict(Scorer(models, sequences), batches)
-    return [results[i] for i in range(len(sequences))]
+def _head(model: LanguageModel) -> Head:
+    """The head as ``model`` uses it: base and teacher may be one network, whose adapter may be on its head."""
+
+    def head(part: Tensor) -> Tensor:
+        network = model.weights.model
+        if isinstance(network.get_output_embeddings(), nn.Linear):  # and no adapter's layer
+            return vocabulary_head(network, part)
+        with model.speaking() as network:  # takes 10 to 40 ms, as long as a slice
+            return vocabulary_head(network, part)
+
+    return head
+
+
+def _first(reading: Reading, batch: PaddedBatch) -> Reading:
+    """Of each row, the position where its response begins."""
+    rows = torch.arange(len(batch.input_ids), device=batch.rows.device)
+    return reading._replace(hidden=reading.hidden[torch.searchsorted(batch.rows.contiguous(), rows)])
+
+
+def _kl(model: Reading, reference: Reading) -> Tensor:
+    """KL(reference ‖ model) at each position: (N,)."""
+    size = min(model.vocabulary, reference.vocabulary)  # with one tokenizer, Qwen 2.5 has heads of two widths
+
+    def head(part: Tensor) -> Tensor:
+        return model.head(part)[:, :size]
+
+    def reference_head(part: Tensor) -> Tensor:
+        return reference.head(part)[:, :size]
+
+    return token_kl(model.hidden, reference.hidden, head, reference_head=reference_head)

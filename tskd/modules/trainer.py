@@ -12,11 +12,13 @@ from typing import Any, Literal, TypeVar
 import pytorch_lightning as pl
 import torch
 from pydantic import PositiveInt
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tskd.errors import ModelError
-from tskd.models import Weights, free_memory
+from tskd.errors import ConfigError, ModelError
+from tskd.models import Weights, available_memory, free_memory
+from tskd.modules import workers
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
@@ -29,6 +31,7 @@ warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start o
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
+WORKING_MEMORY = 0.5  # what a stage needs beside the weights, for each byte of them, before it pays to make room
 CPU_BATCH_TOKENS = 32768  # decoding reads all weights for each token of a row, so few rows cost as much as many
 
 
@@ -123,16 +126,27 @@ class LightningTrainer:
     """Makes a Trainer for one pass. ``max_batch_tokens`` bounds rows times length of every batch, and so the memory.
 
     ``None`` is 32768, or on a GPU one token per MB of its memory: a key-value cache takes 0.02 to 0.5 MB for each.
+    ``keep_models``: whether models stay loaded for the stages and jobs to come, ``None`` while memory allows.
     """
 
     accelerator: str = "auto"
     devices: PositiveInt = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     max_batch_tokens: PositiveInt | None = None
+    keep_models: bool | None = None
     progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.devices != workers.count():
+            raise ConfigError(
+                f"`trainer.devices` is {self.devices}, and the number of processes is {workers.count()}; start "
+                f"`torchrun --nproc_per_node {self.devices} -m tskd.run trainer=ddp …`, or one with `devices: 1`."
+            )
 
     @property
     def shows_progress(self) -> bool:
+        if workers.rank() > 0:
+            return False
         return sys.stderr.isatty() if self.progress is None else self.progress
 
     @cached_property
@@ -148,12 +162,27 @@ class LightningTrainer:
             return CPU_BATCH_TOKENS
         return max(CPU_BATCH_TOKENS, torch.cuda.get_device_properties(self.device).total_memory // 10**6)
 
+    def make_room(self, *needed: Weights) -> None:
+        """Release other models where those that are ``needed`` would not fit beside them, or where none is kept."""
+        others = [weights for weights in Weights.alive if weights.is_loaded and weights not in needed]
+        to_load = sum(weights.num_bytes for weights in needed if not weights.is_loaded)
+        if self.keep_models is None:
+            must_go = to_load > 0 and to_load * (1 + WORKING_MEMORY) > available_memory(self.device)
+        else:
+            must_go = not self.keep_models
+        for weights in others if must_go else ():
+            weights.release()
+
     def predict(self, module: Resident, batches: Sequence[list[int]]) -> dict[int, Any]:
         """What ``module`` made of each input, by index, once it has seen all batches of them."""
-        if batches:
-            trainer = self._make(inference_mode=True)
-            trainer.predict(module, epoch_loader(batches), return_predictions=False)
-        return module.results
+
+        def compute() -> dict[int, Any]:
+            if mine := workers.share(batches):
+                trainer = self._make(inference_mode=True)
+                trainer.predict(module, epoch_loader(mine), return_predictions=False)
+            return module.results
+
+        return workers.gathered(compute)
 
     def fit(self, module: Resident, epochs: int) -> None:
         """Train ``module`` on its own ``train_dataloader``, made anew for each epoch."""
@@ -163,7 +192,8 @@ class LightningTrainer:
     def _make(self, **settings: Any) -> pl.Trainer:
         return pl.Trainer(
             accelerator=self.accelerator,
-            devices=self.devices,
+            devices=1 if workers.count() == 1 or not torch.cuda.is_available() else [workers.local_rank()],
+            plugins=[LightningEnvironment()],  # each process is a whole Trainer of its own
             precision=self.precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,

@@ -1,0 +1,434 @@
+"""What a run will do, before it is given the time: no weights are loaded, and nothing is left on disk.
+
+python -m tskd.plan                                      # the overrides are those of tskd.run
+python -m tskd.plan -m threshold=0.5,1.0 target=llama3   # a plan for each job of a sweep
+"""
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tskd import config
+from tskd.compose import Run, build
+from tskd.console import console, number
+from tskd.errors import ConfigError, ModelError, NothingToLearn, TskdError
+from tskd.models import ZOO, LanguageModel, Weights, adapter_folder
+from tskd.modules.batches import encode_prefix, encode_response
+from tskd.modules.finetuner import LoraSettings
+from tskd.perplexity import CHUNK
+from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Selection
+from tskd.run import resolved
+from tskd.stages.train import Replay, TrainLora
+from tskd.tasks import Benchmark
+from tskd.teacher import Finetuned
+from tskd.tuneshift import Stages, tuneshift
+
+Text = Prompt | Response
+Models = Sequence[LanguageModel]
+UNWRITTEN = "(not written yet)"  # the text of a response, and the first parent of a prompt, that stand for one to come
+BOUNDS = ("writer", "num_drafts", "num_exemplars", "max_new_tokens")  # what an expansion must have
+failed: list[str] = []  # why runs that this process has planned cannot come to their end
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many; ``is_most`` where it may be fewer."""
+
+    number: int
+    is_most: bool = False
+
+    def __str__(self) -> str:
+        return f"{'≤ ' if self.is_most else ''}{self.number:,}"
+
+
+Reading = tuple[Count, Count | None, int]
+Seconds = float | None
+Training = TrainLora | Finetuned | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One result that a run needs; ``iteration`` is ``None`` before the first, ``reads`` and ``writes`` are tokens.
+
+    ``seconds`` is what it has cost, where the store holds it. ``reads`` and ``memory`` (bytes) are ``None`` where they
+    depend on a model that is not on this machine.
+    """
+
+    iteration: int | None
+    stage: str
+    models: str
+    items: Count
+    reads: Count | None
+    writes: Count
+    memory: int | None
+    seconds: float | None
+
+    @property
+    def effort(self) -> int:
+        """The tokens that its time goes by: those it generates, or those it reads where that is not its purpose."""
+        counted = self.reads if self.stage == "train" or not self.writes.number else self.writes
+        return counted.number if counted else 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model takes, counted on one without memory that is made from its configuration; bytes are estimates.
+
+    For a token, ``cache`` are the keys and values of all layers, and ``layer`` the activations of one: 34 bytes for a
+    hidden unit of 16 bits, without attention scores (Korthikanti et al. 2022, arXiv 2205.05198).
+    """
+
+    parameters: int
+    weights: int
+    cache: int
+    layer: int
+    layers: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, weights: Weights) -> "Size":
+        checkpoint, text = weights.checkpoint, weights.config.get_text_config()
+        dtype = weights.config.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
+        width = (dtype or torch.float32).itemsize
+        with torch.device("meta"):
+            bare: Any = AutoModelForCausalLM.from_config(weights.config)
+        parameters, head = sum(p.numel() for p in bare.parameters()), bare.get_output_embeddings()
+        # What bitsandbytes quantises.
+        linear = sum(m.weight.numel() for m in bare.modules() if isinstance(m, nn.Linear) and m is not head)
+        in_linear = {"none": width, "8bit": 1, "4bit": 0.5}[checkpoint.quantization]
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        layers: int = text.num_hidden_layers
+        taken, cache = int((parameters - linear) * width + linear * in_linear), 2 * layers * heads * head_width * width
+        return cls(parameters, taken, cache, 34 * text.hidden_size * width // 2, layers, text.vocab_size)
+
+    def working(self, texts: int, longest: int, bound: int, generates: bool, lora: LoraSettings | None = None) -> int:
+        """Beside all weights, for the largest batch: activations of a layer and logits; the cache where it generates.
+
+        Sampling copies the logits of each row in double precision. Training keeps the activations of all layers for the
+        backward pass, or with gradient checkpointing what enters each; the adapter and its optimiser are not counted.
+        """
+        rows = max(1, min(texts, bound // max(1, longest)))
+        tokens = rows * longest
+        if lora is not None:
+            kept = self.layers * self.layer // (34 if lora.gradient_checkpointing else 1)
+            return tokens * (self.layer + kept) + 16 * CHUNK * self.vocabulary
+        if generates:
+            return tokens * (self.layer + self.cache) + 32 * rows * self.vocabulary
+        return tokens * self.layer + 8 * CHUNK * self.vocabulary
+
+
+@dataclass
+class Plan:
+    """What a run will do. It has stages of its own, which note their work and hand on what the store holds.
+
+    From the first prompts or answers on that it does not hold, they hand on stand-ins for the most that can come: no
+    draft is a repeat, each text is as long as it may be, and all is kept.
+    """
+
+    run: Run
+    work: list[Work] = field(default_factory=list)
+    sizes: dict[Weights, Size] = field(default_factory=dict)  # of those that are on this machine
+    here: set[LanguageModel] = field(default_factory=set)  # those whose adapter, if they have one, is too
+    lengths: dict[tuple[Weights, Text], int] = field(default_factory=dict)
+    iteration: int | None = None
+    is_known: bool = True  # whether the store has held all prompts and answers up to here
+    end: str | None = None  # why the run is sure to end without an adapter
+
+    def estimate(self, work: Work) -> float | None:
+        """Seconds, at the rate of the stored results of the same stage and models; ``None`` where there are none."""
+        made = [w for w in self.work if w.seconds is not None and (w.stage, w.models) == (work.stage, work.models)]
+        effort = sum(each.effort for each in made)
+        return work.effort * sum(each.seconds or 0.0 for each in made) / effort if effort else None
+
+    def stages(self) -> Stages:
+        return Stages(self.expand, self.answer, self.score, self.select, self.train)
+
+    def find(self, model: LanguageModel) -> None:
+        """Note whether ``model`` is on this machine. Raises ``ModelError`` where it cannot be anywhere."""
+        weights, adapter = model.weights, model.adapter
+        if weights not in self.sizes:
+            if not _is_here(weights.checkpoint.path, lambda: weights.folder):
+                return
+            self.sizes[weights] = Size.of(weights)
+        is_made = model is not self.run.teacher or self.run.teacher_to_make is None
+        if adapter is None or (is_made and _is_here(adapter, lambda: adapter_folder(adapter))):
+            self.here.add(model)
+
+    def before(self) -> None:
+        """The models; the teacher, where it has to be made, and its answers, where questions have none; evaluations."""
+        run = self.run
+        for model in run.models.values():
+            self.find(model)
+        if self._has_all and (run.teacher in self.here or run.teacher_to_make is not None):
+            run.check_models()
+        if run.teacher_to_make is not None and isinstance(run.task, Benchmark):
+            examples = [Response(question.prompt, str(question.answer)) for question in run.task.examples()]
+            recipe, reading = run.teacher_to_make, self._reading([run.base], examples, run.teacher_to_make.lora.epochs)
+            self._note("train", [run.base], reading, self._replayed(recipe.replay, 0), None, recipe)
+        if any(question.answer is None for question in run.evaluator.questions):
+            self.ask("answer", run.teacher, None)
+        for model in (run.base, run.teacher, run.target):
+            self.evaluate(model)
+
+    def evaluate(self, model: LanguageModel) -> None:
+        _, seconds = self._look("evaluate", [model], self.run.evaluator, model)
+        self.ask("evaluate", model, seconds)
+
+    def ask(self, stage: str, model: LanguageModel, seconds: Seconds) -> None:
+        """The held-out questions, before which a benchmark may show examples; of choices it takes the likeliest."""
+        task, new, turns = self.run.task, self.run.settings.task["response_tokens"], list[Message]()
+        if isinstance(task, Benchmark):
+            for example in task.examples()[: task.harness().num_fewshot]:
+                turns += [Message("user", example.prompt.text), Message("assistant", str(example.answer))]
+            new = 0 if task.harness().metric == "acc" else new
+        asked = [replace(q.prompt, context=(*q.prompt.context, *turns)) for q in self.run.evaluator.questions]
+        if asked:
+            writes = Count(len(asked) * new, new > 0)
+            self._note(stage, [model], self._reading([model], asked, added=new), writes, seconds)
+
+    def expand(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
+        self.iteration = index
+        stage: Any = self.run.stages.expand
+        requests = self._requests(stage, pool)
+        found, seconds = self._look("expand", [stage.writer], stage, pool, seen, index)
+        writes = Count(stage.num_drafts * stage.max_new_tokens, True) if found is None else Count(found.tokens)
+        self._note("expand", [stage.writer], requests, writes, seconds)
+        self.is_known = found is not None
+        turns = max((seed.context for seed in self.run.seeds), key=lambda turns: sum(len(t.content) for t in turns))
+        return found or Expansion(tuple(Prompt("", turns, index, (UNWRITTEN, str(n))) for n in range(stage.num_drafts)))
+
+    def answer(self, prompts: Sequence[Prompt]) -> Sequence[Response]:
+        stage: Any = self.run.stages.answer
+        teacher, new = stage.teacher, stage.max_new_tokens
+        found, seconds = self._look("answer", [teacher], stage, prompts)
+        writes = Count(len(prompts) * new, True) if found is None else Count(sum(r.tokens for r in found))
+        self._note("answer", [teacher], self._reading([teacher], prompts, added=new), writes, seconds)
+        self.is_known = found is not None
+        return found or [Response(prompt, UNWRITTEN, tokens=new) for prompt in prompts]
+
+    def score(self, responses: Sequence[Response]) -> Sequence[Scored]:
+        stage: Any = self.run.stages.score
+        models = [model for model in (stage.base, stage.teacher, stage.target) if model is not None]
+        found, seconds = self._look("score", models, stage, responses)
+        self._note("score", models, self._reading(models, responses), Count(0), seconds)
+        self.is_known = found is not None
+        return found or [Scored(response, math.nan, math.nan, response.tokens) for response in responses]
+
+    def select(self, scored: Sequence[Scored]) -> Selection:
+        return self.run.stages.select(scored) if self.is_known else Selection(tuple(scored), ())
+
+    def train(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
+        stage: Any = self.run.stages.train
+        target = stage.target
+        responses, others = [e.response for e in corpus], [e.response for e in dropped]
+        found, seconds = self._look("train", [target], stage, responses, others, index)
+        # Where it is not known what is dropped, it is among what counts as kept.
+        replayed = self._replayed(stage.replay, len(others) + (0 if self.is_known else len(responses)))
+        writes = replayed if found is None else Count(found.generated_tokens)
+        self._note("train", [target], self._reading([target], responses, stage.lora.epochs), writes, seconds, stage)
+        if found is not None:
+            self.here.add(LanguageModel(target.weights, found.path))
+        return found or Adapter("", target.name, len(corpus), math.nan)
+
+    @property
+    def _has_all(self) -> bool:
+        return all(model.weights in self.sizes for model in self.run.models.values())
+
+    def _look(self, stage: str, models: Models, *content: Any) -> tuple[Any, Seconds]:
+        """What the store holds and what it has cost, or twice ``None``."""
+        can_look = self.is_known and self.here.issuperset(models)
+        return (self.run.store.held(stage, *content) if can_look else None) or (None, None)
+
+    def _replayed(self, replay: Replay, dropped: int) -> Count:
+        """The most that is generated to be replayed; the target's free texts are written once."""
+        is_written = any(w.stage == "train" and w.seconds is None and w.iteration is not None for w in self.work)
+        texts = {"none": 0, "free": 0 if is_written else replay.num_texts, "dropped": dropped}[replay.source]
+        return Count(texts * replay.max_new_tokens, texts > 0)
+
+    def _note(
+        self, stage: str, models: Models, reading: Reading, writes: Count, seconds: Seconds, training: Training = None
+    ) -> None:
+        (items, reads, longest), memory, roles = reading, None, self.run.models.items()
+        if self._has_all:
+            sizes, bound = [self.sizes[model.weights] for model in models], self.run.trainer.batch_tokens
+            working = [size.working(items.number, longest, bound, writes.number > 0) for size in sizes]
+            if training is not None:
+                replay, step = training.replay, 2 * training.lora.batch_size  # half of a step may be replay
+                texts, first = writes.number // replay.max_new_tokens, 1 if replay.source == "free" else longest
+                again = sizes[0].working(texts, first + replay.max_new_tokens, bound, True)
+                working = [again, sizes[0].working(step, longest, bound, False, training.lora)]
+            memory = sum(size.weights for size in self.sizes.values()) + max(working)
+        names = (next((role for role, each in roles if each == model), "target") for model in models)
+        self.work.append(Work(self.iteration, stage, ", ".join(names), items, reads, writes, memory, seconds))
+
+    def _reading(self, models: Models, texts: Sequence[Text], times: int = 1, added: int = 0) -> Reading:
+        """How many texts, tokens in all if each of ``models`` reads them so often, and tokens of the longest."""
+        prompts = [text if isinstance(text, Prompt) else text.prompt for text in texts]
+        items = Count(len(texts), any(map(_is_unwritten, prompts)))
+        if not all(model.weights in self.sizes for model in models):
+            return items, None, 0
+        lengths = [self._length(model, text) for model in models for text in texts]
+        return items, Count(times * sum(lengths), any(map(_is_unwritten, texts))), max(lengths, default=0) + added
+
+    def _requests(self, stage: Any, pool: Sequence[Prompt]) -> Reading:
+        """The same of the few-shot requests, each as long as the longest that can be drawn from ``pool``."""
+        model, new, drafts = stage.writer, stage.max_new_tokens, Count(stage.num_drafts, not self.is_known)
+        if model.weights not in self.sizes:
+            return drafts, None, 0
+        lengths = {p: new if _is_unwritten(p) else len(encode_prefix(model, p.text)) for p in pool}
+        shown = sorted(pool, key=lengths.__getitem__)[-stage.num_exemplars :]
+        longest = len(encode_prefix(model, model.template.few_shot(shown))) + new * sum(map(_is_unwritten, shown))
+        return drafts, Count(drafts.number * longest, True), longest + new
+
+    def _length(self, model: LanguageModel, text: Text) -> int:
+        """The tokens that ``model`` reads: a prompt before it answers, or a response after its prompt."""
+        key = model.weights, text
+        if key not in self.lengths:
+            if isinstance(text, Response) and not _is_unwritten(text):
+                self.lengths[key] = len(encode_response(model, text.prompt, text.text, text.finished).ids)
+            elif isinstance(text, Response):
+                self.lengths[key] = self._length(model, text.prompt) + text.tokens
+            else:
+                new = self.run.stages.expand.max_new_tokens if _is_unwritten(text) else 0  # type: ignore[attr-defined]
+                self.lengths[key] = len(encode_prefix(model, model.template.prefix(text))) + new
+        return self.lengths[key]
+
+
+def plan(cfg: Mapping[str, Any]) -> Plan:
+    """What the run of a resolved configuration will do. Raises ``TskdError`` where it cannot be run."""
+    # A store that is not there yet would be made.
+    run = build({**cfg, "store": cfg["store"] if Path(str(cfg["store"])).is_dir() else "off"}, Path())
+    if any(not hasattr(run.stages.expand, name) for name in BOUNDS):
+        raise ConfigError(f"A plan needs an `expansion` that has {', '.join(BOUNDS)}; run this one without a plan.")
+    made = Plan(run)
+    is_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # or what is not here would be downloaded
+    try:
+        made.before()
+        each, iterations = run.train_each_iteration, run.settings.iterations
+        for iteration in tuneshift(run.seeds, made.stages(), iterations=iterations, train_each_iteration=each):
+            if iteration.adapter is not None:
+                made.evaluate(LanguageModel(run.target.weights, iteration.adapter.path))
+    except NothingToLearn as error:
+        made.end = str(error)
+    finally:
+        constants.HF_HUB_OFFLINE = is_offline
+    return made
+
+
+def _is_unwritten(text: Text) -> bool:
+    return text.parents[:1] == (UNWRITTEN,) if isinstance(text, Prompt) else text.text == UNWRITTEN
+
+
+def _is_here(path: str, find: Callable[[], Path]) -> bool:
+    """Whether ``find`` finds ``path`` without the hub. Raises its error where the hub cannot have it either."""
+    try:
+        find()
+    except ModelError as error:
+        is_place = path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1 or Path(path).is_dir()
+        if is_place or isinstance(error.__cause__, HFValidationError):
+            raise
+        return False
+    return True
+
+
+def show(plan: Plan) -> None:
+    """The models, a table of the work, and what it comes to."""
+    run = plan.run
+    console.print("[bold]Plan[/bold]  ≤: at most, where texts are not written yet; memory and times are estimates")
+    for role, model in run.models.items():
+        checkpoint, size = model.weights.checkpoint, plan.sizes.get(model.weights)
+        kind = checkpoint.dtype if checkpoint.quantization == "none" else checkpoint.quantization
+        taken = "not on this machine" if size is None else f"{size.parameters:,} parameters, {_bytes(size.weights)}"
+        said = f"{checkpoint.name} ({checkpoint.path}), {kind}, {taken}"
+        if model.adapter is not None:
+            lacks = size is not None and model not in plan.here
+            note = ", to be made first" if run.teacher_to_make else ", not on this machine" if lacks else ""
+            said = f"base + {model.adapter}{note}"
+        console.print(f"  {role:<10} {said}")
+
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    for column in ("", "", "texts", "tokens read", "generated", "memory", "time"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    times = [plan.estimate(work) for work in plan.work]
+    for work, estimate in zip(plan.work, times, strict=True):
+        reads = "?" if work.reads is None else str(work.reads)
+        time = "no rate yet" if estimate is None else f"≤ {_seconds(estimate)}"
+        time = time if work.seconds is None else f"stored, {_seconds(work.seconds)}"
+        name, memory = f"{work.stage} {work.models}", _bytes(work.memory)
+        table.add_row(number(work.iteration, "d"), name, str(work.items), reads, str(work.writes), memory, time)
+    console.print(table)
+
+    stored = [work.seconds for work in plan.work if work.seconds is not None]
+    todo = {work: time for work, time in zip(plan.work, times, strict=True) if work.seconds is None}
+    known = [time for time in todo.values() if time is not None]
+    console.print(f"  stored     {len(stored)} of {len(plan.work)} results, which took {_seconds(sum(stored))}")
+    if known:
+        console.print(f"  to make    {len(known)} in about {_seconds(sum(known))} at most, at the rate of those stored")
+    if len(known) < len(todo):
+        console.print(f"  to make    {len(todo) - len(known)} of which no rate is known yet: none like them is stored")
+    device, there = _machine(run.trainer.device)
+    needed = [work.memory for work in todo]
+    most = None if None in needed else max(needed, default=0)  # type: ignore[type-var]
+    lack = "; lower `trainer.max_batch_tokens` or choose a smaller `dtype`" if (most or 0) > there else ""
+    console.print(f"  memory     {_bytes(most)} needed, and {device} has {_bytes(there)}{lack}")
+    if plan.end is not None:
+        console.print(f"  [bold]will fail[/bold]  {plan.end}")
+
+
+def _bytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _machine(device: torch.device) -> tuple[str, int]:
+    """What computes, and its memory in bytes."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return properties.name, properties.total_memory
+    return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@hydra.main(version_base="1.3", config_path=config.folder(), config_name="plan")
+def _hydra_job(cfg: DictConfig) -> None:
+    try:
+        made = plan(resolved(cfg))
+    except TskdError as error:
+        print(error, file=sys.stderr)  # and the next job of a sweep is planned
+        failed.append(str(error))
+    else:
+        show(made)
+        failed.extend([made.end] if made.end is not None else [])
+
+
+def main() -> None:
+    config.register()
+    failed.clear()
+    with tempfile.TemporaryDirectory(prefix="tskd-plan-") as nowhere:  # for Hydra, which makes a folder for each job
+        folders = {"run": {"dir": nowhere}, "sweep": {"dir": nowhere}}
+        ConfigStore.instance().store("plan", {"defaults": ["config", "_self_"], "hydra": folders})
+        _hydra_job()
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
