@@ -51,7 +51,7 @@ def forgetting(neox, tmp_path, trainer, **settings):
     own = examples(weights, {"something else": "entirely"})
     lora = LoraSettings(rank=4, epochs=10, batch_size=3, learning_rate=1e-2, **settings)
     finetune(weights, examples(weights), lora, trainer, tmp_path, seed=0, key="k", replay=own)
-    module = Finetuner(weights, [], own, LoraSettings(), "k", 10**6, None)
+    module = Finetuner(weights, [], own, LoraSettings(), "k", 10**6, 10**6, None)
     with torch.no_grad():
         return module.loss_of([0], [0])[0].item()
 
@@ -105,7 +105,8 @@ def test_the_learning_rate_warms_up_and_decays_to_nothing(neox):
     weights = tiny.weights(neox)
     weights.fresh_adapter(LoraSettings(rank=2).lora_config(), seed=0)
     settings = LoraSettings(epochs=20, batch_size=1, warmup=0.1, learning_rate=1.0)
-    schedule = Finetuner(weights, examples(weights)[:1], [], settings, "k", 10**6, None).configure_optimizers()[1][0]
+    module = Finetuner(weights, examples(weights)[:1], [], settings, "k", 10**6, 10**6, None)
+    schedule = module.configure_optimizers()[1][0]
     rates = []
     for _ in range(20):
         rates += schedule.get_last_lr()
@@ -124,7 +125,7 @@ def test_each_epoch_has_each_example_once_in_an_order_of_its_own(neox):
     class AtEpoch(Finetuner):
         current_epoch = 0
 
-    module = AtEpoch(weights, sequences, [], LoraSettings(batch_size=5), "k", 10**6, None)
+    module = AtEpoch(weights, sequences, [], LoraSettings(batch_size=5), "k", 10**6, 10**6, None)
     orders = []
     for AtEpoch.current_epoch in (0, 1, 0):
         orders.append([i for batch in module.train_dataloader() for i in batch])
@@ -135,7 +136,7 @@ def test_each_epoch_has_each_example_once_in_an_order_of_its_own(neox):
 def test_every_batch_has_a_full_batch_of_replay_beside_it(neox):
     weights = tiny.weights(neox)
     sequences = examples(weights, {str(n): str(n) for n in range(7)})
-    module = Finetuner(weights, sequences, sequences[:2], LoraSettings(batch_size=3), "k", 10**6, None)
+    module = Finetuner(weights, sequences, sequences[:2], LoraSettings(batch_size=3), "k", 10**6, 10**6, None)
     batches = list(module.train_dataloader())
     assert [(sum(i < 7 for i in batch), sum(i >= 7 for i in batch)) for batch in batches] == [(3, 3), (3, 3), (1, 3)]
 

@@ -23,6 +23,11 @@ REFUSED = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _whatever_the_padding(monkeypatch):
+    monkeypatch.setattr(LightningTrainer, "pass_cost", 10**6)
+
+
 def out_of_memory_above(rows, patch, module, kind, error=torch.OutOfMemoryError("CUDA out of memory.")):
     """Let passes of ``module`` fail on more than ``rows`` texts; the number of texts, each time one is tried."""
     tried = []

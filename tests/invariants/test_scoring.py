@@ -85,7 +85,7 @@ def test_decoder_and_head_give_the_models_own_logits(kind, llama, neox):
 
 def test_batches_hold_each_index_once_within_the_bound():
     lengths = [3, 50, 7, 7, 20, 1, 9]
-    batches = by_length(lengths, 24)
+    batches = by_length(lengths, 24, 1000)
     assert sorted(range(7)) == sorted(i for batch in batches for i in batch)
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 24 for b in batches)
 

@@ -37,7 +37,7 @@ def test_loss_and_gradient_are_those_of_the_plain_loss(kind, request):
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    module = Finetuner(weights, sequences, [], SETTINGS, "k", 10**6, None)
+    module = Finetuner(weights, sequences, [], SETTINGS, "k", 10**6, 10**6, None)
     batch = pad_right(sequences, module.pad)
     everything = range(len(sequences))
     hidden_loss = module.loss_of(everything, everything)[0]
@@ -104,7 +104,7 @@ def test_training_lowers_the_loss_and_reports_every_step(neox, tmp_path, trainer
 def test_replay_costs_nothing_before_the_first_step(neox):
     weights = tiny.weights(neox)
     weights.fresh_adapter(LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"), seed=0)
-    module = Finetuner(weights, examples(weights), examples(weights), SETTINGS, "k", 10**6, None)
+    module = Finetuner(weights, examples(weights), examples(weights), SETTINGS, "k", 10**6, 10**6, None)
     loss, nll = module.loss_of(range(6), range(6))
     assert pytest.approx(loss.item()) == nll
 

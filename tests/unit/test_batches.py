@@ -3,21 +3,29 @@
 import pytest
 import torch
 
-from tskd.modules.batches import TokenSequence, by_length, cheapest_parts, pad_left, pad_right, shuffled
+from tskd.modules.batches import TokenSequence, by_length, pad_left, pad_right, shuffled
 
 LENGTHS = [3, 50, 7, 7, 20, 1, 9, 7]
 
 
 @pytest.mark.parametrize("lengths", [[], [5], LENGTHS, [0, 0]])
 @pytest.mark.parametrize("max_tokens", [1, 7, 24, 1000])
-def test_each_index_comes_once_in_batches_within_the_bound(lengths, max_tokens):
-    batches = by_length(lengths, max_tokens)
+@pytest.mark.parametrize("max_padding", [0, 5, 1000])
+def test_each_index_comes_once_in_batches_within_the_bounds(lengths, max_tokens, max_padding):
+    batches = by_length(lengths, max_tokens, max_padding)
     assert list(range(len(lengths))) == sorted(i for batch in batches for i in batch)
-    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= max_tokens for b in batches)
+    for batch in ([lengths[i] for i in batch] for batch in batches):
+        assert len(batch) == 1 or len(batch) * max(batch) <= max_tokens
+        assert len(batch) * max(batch) - sum(batch) <= max_padding
+
+
+def test_a_batch_takes_what_both_bounds_allow():
+    assert by_length([9, 9, 8, 4, 4, 1], 18, 5) == [[0, 1], [2, 3], [4, 5]]
+    assert by_length([9, 9, 8, 4, 4, 1], 1000, 1) == [[0, 1, 2], [3, 4], [5]]
 
 
 def test_the_longest_come_first():
-    in_order = [LENGTHS[i] for batch in by_length(LENGTHS, 24) for i in batch]
+    in_order = [LENGTHS[i] for batch in by_length(LENGTHS, 24, 1000) for i in batch]
     assert sorted(LENGTHS, reverse=True) == in_order
 
 
@@ -59,21 +67,3 @@ def test_left_padding_lets_all_rows_go_on_at_the_same_column():
     assert (ids.tolist(), mask.tolist()) == ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
 
 
-@pytest.mark.parametrize("fixed_cost", [0, 3, 100])
-@pytest.mark.parametrize("lengths", [[3, 1, 2], [9, 9, 2, 2, 2, 1], [5], [1, 7, 1, 7, 4, 6]])
-def test_parts_cost_least_of_all_ways_to_cut_the_sorted_rows(lengths, fixed_cost):
-    longest_first = sorted(lengths, reverse=True)
-
-    def cost(parts):
-        return sum(len(part) * max(part) + fixed_cost for part in parts)
-
-    def ways(rows):
-        return [[rows]] + [[rows[:n], *rest] for n in range(1, len(rows)) for rest in ways(rows[n:])]
-
-    parts = cheapest_parts(lengths, 10**6, fixed_cost)
-    assert sorted(index for part in parts for index in part) == list(range(len(lengths)))
-    assert min(map(cost, ways(longest_first))) == cost([[lengths[i] for i in part] for part in parts])
-
-
-def test_parts_stay_within_the_bound_but_for_a_row_of_its_own():
-    assert cheapest_parts([9, 3, 3, 3, 1], 6, 100) == [[0], [1, 2], [3, 4]]

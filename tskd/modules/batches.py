@@ -65,44 +65,21 @@ def check_context(model: LanguageModel, length: int, what: str) -> None:
         )
 
 
-def by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of similar length, longest first; rows times longest row stays within ``max_tokens``.
+def by_length(lengths: Sequence[int], max_tokens: int, max_padding: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first.
 
-    A row longer than that is a batch of its own. The longest come first, so that memory is exhausted at once or never.
+    Rows times longest row stays within ``max_tokens``, and what is padded of it within ``max_padding``; a row that is
+    longer is a batch of its own. The longest come first, so that memory is exhausted at once or never.
     """
     batches: list[list[int]] = []
-    room = 0
+    longest = padding = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if room == 0:
+        padding += longest - lengths[index]
+        if not batches or (len(batches[-1]) + 1) * longest > max_tokens or padding > max_padding:
             batches.append([])
-            room = max(1, max_tokens // max(1, lengths[index]))
+            longest, padding = lengths[index], 0
         batches[-1].append(index)
-        room -= 1
     return batches
-
-
-def cheapest_parts(lengths: Sequence[int], max_tokens: int, fixed_cost: int) -> list[list[int]]:
-    """Indices in the parts of similar length that cost least in all, longest first.
-
-    A part costs rows times longest row, and ``fixed_cost`` beside. None but a single row is above ``max_tokens``.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    best: list[tuple[int, int]] = [(0, 0)]  # of the first rows: what they cost, and where their last part begins
-    for end in range(1, len(order) + 1):
-        ways: list[tuple[int, int]] = []
-        for start in range(end - 1, -1, -1):
-            tokens = (end - start) * lengths[order[start]]
-            if tokens > max_tokens and ways:
-                break
-            ways.append((best[start][0] + tokens + fixed_cost, start))
-        best.append(min(ways))
-    parts: list[list[int]] = []
-    end = len(order)
-    while end > 0:
-        start = best[end][1]
-        parts.insert(0, order[start:end])
-        end = start
-    return parts
 
 
 def shuffled(count: int, batch_size: int, key: str) -> list[list[int]]:

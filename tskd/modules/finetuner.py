@@ -23,13 +23,12 @@ from torch.nn.utils import clip_grad_norm_
 from tskd.errors import ModelError, RunFolderError
 from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
 from tskd.modules import workers
-from tskd.modules.batches import PaddedBatch, TokenSequence, cheapest_parts, check_context, pad_right, shuffled
+from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, pad_right, shuffled
 from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
 from tskd.perplexity import token_kl, token_nll
 
 StepLog = Callable[[int, float], None]
 KEPT = 16  # times the memory that decoding needs for a token: training keeps what every layer made of it
-PASS_COSTS_ON_CPU, PASS_COSTS_ON_GPU = 64, 4096  # what one more pass costs, in tokens computed meanwhile
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class Finetuner(Resident):
         settings: LoraSettings,
         key: str,
         max_tokens: int,
+        max_padding: int,
         log_step: StepLog | None,
         label: str = "train",
     ) -> None:
@@ -91,6 +91,7 @@ class Finetuner(Resident):
         self.settings = settings
         self.key = key
         self.max_tokens = max_tokens
+        self.max_padding = max_padding
         self.log_step = log_step
         self.label = label
         self.losses: list[tuple[float, int]] = []  # of each step: the mean, and over how many target tokens
@@ -109,8 +110,9 @@ class Finetuner(Resident):
         try:
             while (losses := attempt(self.accumulate, batch)) is None:
                 # Of a part that failed halfway, some gradients are there already: the whole step is done again.
+                largest = max(map(len, self._in_parts(batch)))
                 self.parts *= 2
-                self.tell_parts(max(1, len(batch) * 2 // self.parts))
+                self.tell_parts(largest)
         except Exception as error:  # noqa: BLE001 (other processes wait, and must hear of it)
             failure = error
         loss = workers.add_up(self.parameters_in_training, sum(losses or []), failure)
@@ -123,7 +125,7 @@ class Finetuner(Resident):
         """The gradient of the batch's loss, and what each part contributes to the mean nll of its examples."""
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         losses = []
-        for part in self._in_parts(workers.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))):
+        for part in self._in_parts(batch):
             loss, nll = self.loss_of(part, batch)
             self.manual_backward(loss)
             losses.append(nll)
@@ -181,9 +183,10 @@ class Finetuner(Resident):
         return sum(loss * tokens for loss, tokens in last) / sum(tokens for _, tokens in last)
 
     def _in_parts(self, batch: Sequence[int]) -> list[list[int]]:
-        fixed_cost = PASS_COSTS_ON_CPU if self.device.type == "cpu" else PASS_COSTS_ON_GPU
-        parts = cheapest_parts([len(self.texts[i].ids) for i in batch], self.max_tokens, fixed_cost)
-        return [[batch[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
+        """What of ``batch`` this process computes, and in which parts."""
+        mine = workers.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))
+        parts = by_length([len(self.texts[i].ids) for i in mine], self.max_tokens, self.max_padding)
+        return [[mine[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
 
     def _num_targets(self, batch: Sequence[int], *, replay: bool) -> int:
         return sum(self.texts[i].num_targets for i in batch if (i >= self.num_examples) is replay)
@@ -252,7 +255,7 @@ def finetune(
     if settings.gradient_checkpointing:
         network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     max_tokens = max(1, trainer.batch_tokens // KEPT)
-    module = Finetuner(weights, examples, replay, settings, key, max_tokens, log_step, label)
+    module = Finetuner(weights, examples, replay, settings, key, max_tokens, trainer.pass_cost, log_step, label)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -162,6 +162,14 @@ class LightningTrainer:
             return CPU_BATCH_TOKENS
         return max(CPU_BATCH_TOKENS, torch.cuda.get_device_properties(self.device).total_memory // 10**6)
 
+    @property
+    def pass_cost(self) -> int:
+        """What a pass of a model costs beside its tokens, in tokens that could have been computed meanwhile.
+
+        So much padding is worth a pass less: 35 tokens measured with 135M parameters on one core; on a GPU a guess.
+        """
+        return 32 if self.device.type == "cpu" else 4096
+
     def make_room(self, *needed: Weights) -> None:
         """Release other models where those that are ``needed`` would not fit beside them, or where none is kept."""
         others = [weights for weights in Weights.alive if weights.is_loaded and weights not in needed]
