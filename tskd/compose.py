@@ -136,7 +136,9 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         trainer=trainer,
         evaluator=_evaluator(task, questions, trainer, longest),
         tracking=tracking,
-        store=Store(None if settings.store in (None, False, "off") else Path(str(settings.store))),
+        store=Store(
+            None if settings.store in (None, False, "off") else Path(str(settings.store)), settings.store_limit_gb
+        ),
     )
 
 

@@ -42,6 +42,7 @@ class Schema:
     seed: int = MISSING
     name: str = MISSING
     store: Any = None
+    store_limit_gb: float | None = None
 
     def check(self) -> None:
         problems = []

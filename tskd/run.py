@@ -181,11 +181,7 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """The command line: ``resume=DIR`` goes on with a run, anything else is Hydra's."""
-    if workers.rank() > 0:
-        workers.serve()
-        return
-    with workers.helping():
-        _main()
+    workers.together(_main)
 
 
 def _main() -> None:

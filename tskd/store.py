@@ -16,13 +16,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from tskd.errors import RunFolderError
@@ -39,11 +40,13 @@ Result = TypeVar("Result")
 class Store:
     """Entries in ``folder``, readable by their owner only; with no folder, everything is computed.
 
-    ``reused_seconds`` counts what the entries that were taken have cost when they were made.
+    ``reused_seconds`` counts what the entries that were taken have cost when they were made. With ``limit_gb``, those
+    longest not used make way for new ones.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, limit_gb: float | None = None) -> None:
         self.folder = folder
+        self.limit_gb = limit_gb
         self.reused_seconds = 0.0
         if folder is not None:
             try:
@@ -105,6 +108,11 @@ class Store:
     def _records(self, kind: Any, key: str, compute: Callable[[], Result]) -> Result:
         if self.folder is None:
             return compute()
+        with self._alone(key):
+            return self._records_alone(kind, key, compute)
+
+    def _records_alone(self, kind: Any, key: str, compute: Callable[[], Result]) -> Result:
+        assert self.folder is not None
         file = self.folder / f"{key}.json"
         if (entry := _read(file)) is not None:
             _touch(file)
@@ -119,11 +127,17 @@ class Store:
         result = compute()
         plain = [asdict(record) for record in result] if isinstance(result, list) else asdict(result)  # type: ignore[call-overload]
         _write(file, {"seconds": time.monotonic() - started, "result": plain})
+        self._keep_to_limit()
         return result
 
     def _adapter(self, key: str, run_folder: Path, compute: Callable[[], Adapter]) -> Adapter:
         if self.folder is None:
             return compute()
+        with self._alone(key):
+            return self._adapter_alone(key, run_folder, compute)
+
+    def _adapter_alone(self, key: str, run_folder: Path, compute: Callable[[], Adapter]) -> Adapter:
+        assert self.folder is not None
         file, weights = self.folder / f"{key}.json", self.folder / key
         entry = _read(file)
         if entry is not None and _checksums(weights) == entry["files"]:
@@ -146,7 +160,32 @@ class Store:
             log.warning("The store cannot keep %s: %s.", key, error)
         else:
             _write(file, {"seconds": seconds, "result": asdict(adapter), "files": _checksums(weights)})
+            self._keep_to_limit()
         return adapter
+
+    def _keep_to_limit(self) -> None:
+        if self.folder is not None and self.limit_gb is not None:
+            prune(self.folder, self.limit_gb * 10**9)
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """Let one process at a time compute ``key``; the others then find it here. A killed one's claim is void."""
+        assert self.folder is not None
+        claim = FileLock(self.folder / ".claims" / key)
+        try:
+            (self.folder / ".claims").mkdir(exist_ok=True, mode=0o700)
+            try:
+                claim.acquire(timeout=0)
+            except Timeout:
+                log.info("Another job computes the same %s; this one waits for it.", key.partition("-")[0])
+                claim.acquire()
+        except (OSError, NotImplementedError):  # read-only, or a file system without locks
+            yield
+            return
+        try:
+            yield
+        finally:
+            claim.release()
 
 
 def identity(value: Any) -> Any:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from tskd import artifacts, config, console
 from tskd.compose import build
 from tskd.errors import ConfigError
+from tskd.modules import workers
 from tskd.run import exit_with_status, resolved, with_status
 from tskd.tasks import Benchmark
 from tskd.teacher import CARD
@@ -42,6 +43,10 @@ def teach(cfg: DictConfig, folder: Path) -> None:
 
 
 def main() -> None:
+    workers.together(_main)
+
+
+def _main() -> None:
     config.register()
     _hydra_job()
     exit_with_status()

@@ -8,7 +8,7 @@ import argparse
 import io
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class BeforeAndAfter:
         adapter = str(folder.absolute() / trained.path)
         weights = Weights(config.make(Checkpoint, settings["target"]["checkpoint"], "target.checkpoint"))
         weights.check_adapter(adapter)
-        trainer = replace(config.make(LightningTrainer, settings["trainer"], "trainer"), devices=1, progress=False)
+        trainer = config.make(LightningTrainer, {**settings["trainer"], "devices": 1, "progress": False}, "trainer")
         longest = settings["task"]["response_tokens"]
         return cls(LanguageModel(weights), LanguageModel(weights, adapter), trainer, longest)
 

@@ -65,5 +65,3 @@ def test_each_target_is_predicted_from_the_token_before_it():
 def test_left_padding_lets_all_rows_go_on_at_the_same_column():
     ids, mask = pad_left([(5, 6, 7), (8,)], PAD)
     assert (ids.tolist(), mask.tolist()) == ([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
-
-

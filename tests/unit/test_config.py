@@ -36,6 +36,14 @@ def test_every_option_composes(option):
     assert composed(option, *seeds)["threshold"] == 1.5
 
 
+def test_the_slurm_launcher_gives_each_job_one_gpu():
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        launcher = compose("config", overrides=["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.gpus_per_node, launcher.tasks_per_node) == (1, 1)
+
+
 def test_the_default_is_the_embedded_world_under_the_papers_rule(tmp_path):
     made = built(tmp_path)
     assert len(made.seeds) == 8

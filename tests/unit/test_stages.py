@@ -10,6 +10,7 @@ from tests.scripted import END
 from tskd.errors import ConfigError, ModelError
 from tskd.models import LanguageModel
 from tskd.modules.finetuner import LoraSettings
+from tskd.modules.generator import Generation
 from tskd.records import Message, Prompt, Response, Scored
 from tskd.stages.answer import Answer
 from tskd.stages.expand import FewShot
@@ -66,6 +67,20 @@ def test_a_new_prompt_names_its_parents_and_keeps_the_context_of_the_first(lette
 def test_a_pool_smaller_than_the_number_of_exemplars_is_shown_whole(letters, trainer):
     made = expand(letters, trainer, pool=POOL[:2], num_exemplars=5).prompts
     assert {frozenset(p.id for p in POOL[:2])} == {frozenset(prompt.parents) for prompt in made}
+
+
+def test_drafts_of_one_request_follow_the_same_exemplars_by_keys_of_their_own(letters, trainer, monkeypatch):
+    asked = []
+
+    def generate(model, requests, *_, **__):
+        asked.extend(requests)
+        return [Generation("", True, 1)] * len(requests)
+
+    monkeypatch.setattr("tskd.stages.expand.generate", generate)
+    expand(letters, trainer, num_drafts=31, drafts_per_request=3)
+    assert all(request.ids == asked[draft - draft % 3].ids for draft, request in enumerate(asked))
+    assert len({request.ids for request in asked}) > 3
+    assert len({request.key for request in asked}) == 31
 
 
 def test_expansion_follows_from_seed_and_iteration(letters, trainer):

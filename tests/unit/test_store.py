@@ -2,6 +2,8 @@
 
 import os
 import stat
+import threading
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -182,6 +184,47 @@ def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_pa
         )
 
     assert train(tmp_path / "a", 64) == train(tmp_path / "b", 8192)
+
+
+def test_of_two_jobs_that_want_the_same_one_computes_it_and_the_other_waits(jobs, caplog):
+    store, _, _ = jobs
+    started, may_end, calls, results = threading.Event(), threading.Event(), [], {}
+
+    def evaluator(model):
+        calls.append(model)
+        started.set()
+        assert may_end.wait(20)
+        return [Graded("q", "yes", True)]
+
+    one, other = (
+        threading.Thread(target=lambda name=name: results.update({name: Store(store).graded(evaluator, "model")}))
+        for name in ("one", "other")
+    )
+    with caplog.at_level("INFO"):
+        one.start()
+        assert started.wait(20)
+        other.start()
+        for _ in range(2000):
+            if "Another job computes the same evaluate; this one waits for it." in caplog.text:
+                break
+            time.sleep(0.01)
+    may_end.set()
+    for thread in (one, other):
+        thread.join(20)
+    assert results["one"] == results["other"] == [Graded("q", "yes", True)]
+    assert calls == ["model"]
+
+
+def test_within_its_limit_a_store_keeps_what_was_used_last(jobs):
+    store, first, second = jobs
+    go_through(Store(store), first)
+    everything = sum(entry.size for entry in entries(store))
+    second.setting = 1
+    go_through(Store(store, limit_gb=everything * 1.2 / 10**9), second)
+    assert sum(entry.size for entry in entries(store)) <= everything * 1.2
+    before = len(second.calls)
+    go_through(Store(store), second)
+    assert len(second.calls) == before
 
 
 def test_pruning_throws_away_what_was_longest_not_used(jobs):

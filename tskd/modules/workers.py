@@ -9,8 +9,7 @@ process's share of a step. Weights travel as the name of their checkpoint, so th
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import wraps
 from typing import Any, TypeVar
@@ -41,23 +40,23 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-@contextmanager
-def helping() -> Iterator[None]:
-    """For the first process: with the others at hand, which end when this does."""
+def together(main: Callable[[], None]) -> None:
+    """Call ``main`` in the first process; the others do what it does on models, until it ends."""
     if count() == 1:
-        yield
+        main()
         return
     dist.init_process_group("gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        _tell(None)
-        dist.destroy_process_group()
+    if rank() == 0:
+        try:
+            main()
+        finally:
+            _tell(None)
+    else:
+        _serve()
+    dist.destroy_process_group()
 
 
-def serve() -> None:
-    """For the other processes: do what the first one does on models, until it ends."""
-    dist.init_process_group("gloo", timeout=PATIENCE)
+def _serve() -> None:
     while (call := _tell()) is not None:
         module, name, args, kwargs = call
         function = getattr(importlib.import_module(module), name)
@@ -67,7 +66,6 @@ def serve() -> None:
             pass  # the first process has the same one, and reports it
         except Exception:
             log.exception("Process %d of %d failed.", rank(), count())
-    dist.destroy_process_group()
 
 
 def everywhere(without: Sequence[str] = ()) -> Callable[[Called], Called]:

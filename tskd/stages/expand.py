@@ -18,6 +18,8 @@ from tskd.templates import LIST_MARK, first_prompt
 class FewShot:
     """Draft ``num_drafts`` prompts, each after ``num_exemplars`` drawn from the pool; keep those never seen before.
 
+    With ``drafts_per_request``, so many drafts follow the same exemplars, which are then read once for all of them.
+
     The paper's generator is few-shot too, by GPT-4o or the source model (its reviews); number, text and sampling are
     not published and are ours. A new prompt keeps the context (system prompt, earlier turns) of its first exemplar.
     ``held_out`` are fingerprints of the questions of the evaluation: a draft that repeats one is left out, and counted.
@@ -28,6 +30,7 @@ class FewShot:
     seed: int
     num_drafts: PositiveInt = 300
     num_exemplars: PositiveInt = 5
+    drafts_per_request: PositiveInt = 1
     max_new_tokens: PositiveInt = 128
     temperature: float = 1.0
     top_p: float = 1.0
@@ -45,7 +48,8 @@ class FewShot:
     def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         """New prompts in the order drafted; repeats of ``seen`` and of each other are counted and left out."""
         keys = [f"{self.seed}/expand/{index}/{draft}" for draft in range(self.num_drafts)]
-        exemplars = [random.Random(key).sample(pool, min(self.num_exemplars, len(pool))) for key in keys]
+        firsts = [keys[draft - draft % self.drafts_per_request] for draft in range(self.num_drafts)]
+        exemplars = [random.Random(key).sample(pool, min(self.num_exemplars, len(pool))) for key in firsts]
         requests = [
             Request(encode_prefix(self.writer, self.writer.template.few_shot(shown)), key)
             for shown, key in zip(exemplars, keys, strict=True)

@@ -1,0 +1,111 @@
+"""What the store saves in a sweep, and what is not the models' time in a run: both on the embedded world.
+
+``python sweep.py OVERRIDE…`` runs ``tskd.run`` in this process and prints where its time went.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import child
+import yaml
+
+THRESHOLDS = ("0", "0.5", "1", "2", "4")
+
+
+def sweep(settings: str, threads: int) -> dict[str, Any]:
+    """Seconds of one sweep with a fresh store and of a run for each threshold without one, and how many agree."""
+
+    def seconds(*arguments: str) -> float:
+        start = time.perf_counter()
+        child.python("-m", "tskd.run", settings, *arguments, threads=threads, folder=root)
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        of_sweep = seconds("-m", f"threshold={','.join(THRESHOLDS)}", "store=store", "hydra.sweep.dir=sweep")
+        of_single = [seconds(f"threshold={each}", "store=off", f"hydra.run.dir=single/{each}") for each in THRESHOLDS]
+        swept, single = (
+            {_threshold(file.parent): _numbers(file) for file in root.glob(f"{name}/*/result.json")}
+            for name in ("sweep", "single")
+        )
+    same = sum(swept.get(threshold) == numbers for threshold, numbers in single.items())
+    return {"settings": settings, "sweep_seconds": of_sweep, "single_seconds": of_single, "same_results": same}
+
+
+def overhead(settings: str, threads: int) -> dict[str, Any]:
+    """Seconds of one run, and how many of them the models took: forward, backward, optimiser."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(Path(__file__).resolve()), settings, "store=off", "hydra.run.dir=run"]
+        said = child.python(*command, threads=threads, folder=Path(folder))
+    return {"settings": settings, **json.loads(said.splitlines()[-1])}
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> str:
+    """One sweep beside a run for each threshold, in Markdown."""
+    head = f"| thresholds {', '.join(THRESHOLDS)} | sweep, s | single runs, s | single / sweep | same results |"
+    lines = [head, "|---" * 5 + "|"]
+    for row in rows:
+        swept, single = row["sweep_seconds"], sum(row["single_seconds"])
+        same = f"{row['same_results']} of {len(THRESHOLDS)}"
+        lines.append(f"| {row['settings']} | {swept:.1f} | {single:.1f} | {single / swept:.2f} | {same} |")
+    return "\n".join(lines)
+
+
+def overhead_table(row: dict[str, Any]) -> str:
+    """Where the time of one run goes, in Markdown."""
+    parts = ("whole", "forward", "backward", "optimizer", "rest")
+    head = f"| one run | {' | '.join(f'{part}, s' for part in parts)} | rest / whole |"
+    cells = " | ".join(f"{row[part]:.1f}" for part in parts)
+    return "\n".join([head, "|---" * 7 + "|", f"| {row['settings']} | {cells} | {row['rest'] / row['whole']:.3f} |"])
+
+
+def where_time_goes(work: Callable[[], None]) -> dict[str, float]:
+    """Seconds of ``work``: in calls of modules, in backward passes, in optimiser steps, and the rest.
+
+    Only the outermost call counts, so nothing counts twice: what a backward pass calls again is backward.
+    """
+    import torch
+
+    spent = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+    inside = False
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return function(*args, **kwargs)
+            inside, start = True, time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside = False
+                spent[part] += time.perf_counter() - start
+
+        return call
+
+    torch.nn.Module.__call__ = timed("forward", torch.nn.Module.__call__)  # type: ignore[method-assign]
+    torch.autograd.backward = timed("backward", torch.autograd.backward)
+    torch.optim.AdamW.step = timed("optimizer", torch.optim.AdamW.step)  # type: ignore[method-assign]
+    start = time.perf_counter()
+    work()
+    whole = time.perf_counter() - start
+    return {"whole": whole, **spent, "rest": whole - sum(spent.values())}
+
+
+def _threshold(folder: Path) -> float:
+    return float(yaml.safe_load((folder / "config.yaml").read_text())["threshold"])
+
+
+def _numbers(result: Path) -> dict[str, Any]:
+    """A run's result without its times."""
+    return {key: value for key, value in json.loads(result.read_text()).items() if not key.endswith("seconds")}
+
+
+if __name__ == "__main__":
+    from tskd.run import main
+
+    print("\n" + json.dumps(where_time_goes(main)))

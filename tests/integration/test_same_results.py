@@ -1,0 +1,81 @@
+"""However a run is computed, in fp32 its records are the same, to the last kept prompt."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SMALL = [
+    *("iterations=2", "expansion.num_drafts=24", "task.epochs=2", "training.replay.num_texts=12"),
+    *("store=off", "tracking.mode=disabled"),
+]
+
+
+def run(folder, *start, overrides=SMALL):
+    command = [sys.executable, *start, "-m", "tskd.run", *overrides, f"hydra.run.dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment, timeout=280)
+
+
+def lines(folder, name):
+    files = sorted(folder.glob(f"iteration_*/{name}.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+WAYS = {
+    "one text at a time, models loaded for each stage, activations computed twice": [
+        *("trainer.max_batch_tokens=1", "trainer.keep_models=false", "training.lora.gradient_checkpointing=true"),
+    ],
+    "two processes": ["trainer=ddp"],
+    "from the store": ["store=store"],
+}
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("usual") / "run"
+    assert (done := run(folder)).returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def other(request, tmp_path_factory):
+    folder, overrides = tmp_path_factory.mktemp("other") / "run", [*SMALL, *WAYS[request.param]]
+    if request.param == "from the store":
+        assert run(folder.parent / "first", overrides=overrides).returncode == 0
+    start = ["-m", "torch.distributed.run", "--nproc_per_node=2"] if request.param == "two processes" else []
+    done = run(folder, *start, overrides=overrides)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("TuneShift-KD") == 1  # one process speaks
+    if request.param == "from the store":
+        assert json.loads((folder / "result.json").read_text())["cost/reused_seconds"] > 0
+    return folder
+
+
+def test_the_same_prompts_and_responses(usual, other):
+    assert lines(usual, "responses") == lines(other, "responses") != []
+
+
+def test_the_same_scores_and_the_same_kept(usual, other):
+    for one, two in zip(lines(usual, "scored"), lines(other, "scored"), strict=True):
+        scores = [(each["base_nll"], each["teacher_nll"]) for each in (one, two)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    kept = [[each["response"]["prompt"] for each in lines(folder, "kept")] for folder in (usual, other)]
+    assert kept[0] == kept[1] != []
+
+
+def test_the_same_adapter(usual, other):
+    first, second = (load_file(at / "iteration_0" / "adapter" / "adapter_model.safetensors") for at in (usual, other))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-2)
+
+
+def test_more_devices_than_processes_are_refused_with_the_command_that_starts_them(tmp_path):
+    done = run(tmp_path / "run", overrides=["trainer.devices=2", *SMALL])
+    assert done.returncode == 1
+    assert "torchrun --nproc_per_node 2 -m tskd.run trainer=ddp" in done.stdout + done.stderr
