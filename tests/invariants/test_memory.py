@@ -25,7 +25,7 @@ REFUSED = (
 
 @pytest.fixture(autouse=True)
 def _whatever_the_padding(monkeypatch):
-    monkeypatch.setattr(LightningTrainer, "pass_cost", 10**6)
+    monkeypatch.setattr(LightningTrainer, "pass_cost", lambda *_: 10**6)
 
 
 def out_of_memory_above(rows, patch, module, kind, error=torch.OutOfMemoryError("CUDA out of memory.")):

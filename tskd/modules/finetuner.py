@@ -255,7 +255,8 @@ def finetune(
     if settings.gradient_checkpointing:
         network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     max_tokens = max(1, trainer.batch_tokens // KEPT)
-    module = Finetuner(weights, examples, replay, settings, key, max_tokens, trainer.pass_cost, log_step, label)
+    max_padding = trainer.pass_cost(weights)
+    module = Finetuner(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

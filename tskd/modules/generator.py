@@ -169,7 +169,7 @@ def generate(
     # Requests that read the same come into the same batch, where they read it together.
     order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
     # A batch more costs a pass for each of its tokens; many texts end before the last.
-    max_padding = trainer.pass_cost * (1 + sampling.max_new_tokens // 2)
+    max_padding = trainer.pass_cost(model.weights) * (1 + sampling.max_new_tokens // 2)
     batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
     batches = [[order[i] for i in batch] for batch in batches]
     results = trainer.predict(Generator(model, requests, sampling, stop, label), batches)

@@ -150,7 +150,8 @@ def _read(
 ) -> list[tuple[float, ...]]:
     """The mean nll of each sequence under each model, and then its measures."""
     trainer.make_room(*(model.weights for model in models))
-    batches = by_length([len(sequence.ids) for sequence in sequences], trainer.batch_tokens, trainer.pass_cost)
+    lengths, max_padding = [len(sequence.ids) for sequence in sequences], trainer.pass_cost(models[0].weights)
+    batches = by_length(lengths, trainer.batch_tokens, max_padding)
     results = trainer.predict(Scorer(models, sequences, measures), batches)
     return [results[i] for i in range(len(sequences))]
 
