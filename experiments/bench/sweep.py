@@ -21,7 +21,7 @@ def sweep(settings: str, threads: int) -> dict[str, Any]:
 
     def seconds(*arguments: str) -> float:
         start = time.perf_counter()
-        child.python("-m", "tskd.run", settings, *arguments, threads=threads, folder=root)
+        child.python("-m", "tskd.run", *arguments, settings, threads=threads, folder=root)
         return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder:
