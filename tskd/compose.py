@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tskd import config
+from tskd.checkpoints import Checkpoint
 from tskd.errors import ConfigError
 from tskd.evaluate import Evaluator, ExactMatch
 from tskd.harness import HarnessEvaluator
-from tskd.models import Checkpoint, LanguageModel, Weights, keep_only, weights_of
+from tskd.models import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.scorer import OF_TARGET

@@ -24,11 +24,12 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from tskd import artifacts, config
+from tskd.checkpoints import ZOO, Checkpoint, adapter_folder, is_hub_id
 from tskd.console import console
 from tskd.errors import ModelError, RunFolderError, TskdError
 from tskd.evaluate import Accuracy, by_split
 from tskd.metrics import METRICS
-from tskd.models import ZOO, Checkpoint, Weights, adapter_folder
+from tskd.models import Weights
 from tskd.records import Graded, Prompt, Scored
 from tskd.templates import Plain
 
@@ -160,7 +161,7 @@ Give it only to those who may know that. This card has none of the prompts and r
 
 def public_name(path: str) -> str:
     """A hub id as it is; of a folder, those of the zoo among them, the last name alone: it means nothing elsewhere."""
-    return path if _is_hub_id(path) else os.path.basename(os.path.abspath(Path(path.removeprefix(ZOO)).expanduser()))
+    return path if is_hub_id(path) else os.path.basename(os.path.abspath(Path(path.removeprefix(ZOO)).expanduser()))
 
 
 def main() -> None:
@@ -247,7 +248,7 @@ def _folders(settings: Mapping[str, Any]) -> str:
         if path.startswith(ZOO)
         else f"- `{public_name(path)}` is not on the hub: it was a folder where this was made"
         for path in dict.fromkeys(filter(None, paths))
-        if not _is_hub_id(path)
+        if not is_hub_id(path)
     )
 
 
@@ -380,10 +381,6 @@ def _hub_licence(licence: str) -> dict[str, Any]:
     if " " in licence:
         return {"license": "other", "license_name": licence}
     return {"license": licence.lower() or None}
-
-
-def _is_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((ZOO, "/", ".", "~")) and not Path(path).expanduser().is_dir()
 
 
 if __name__ == "__main__":

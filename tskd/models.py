@@ -1,4 +1,4 @@
-"""Checkpoints and the adapters they speak with, loaded on first use.
+"""Models in memory, and the adapters they speak with, loaded on first use.
 
 ``Weights`` are one checkpoint in memory with room for one LoRA adapter. A ``LanguageModel`` is those weights and the
 adapter that speaks, or none: base and teacher, or the target before and after, are two faces of one set of weights.
@@ -13,13 +13,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -27,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.logging import disable_progress_bar
 
+from tskd.checkpoints import DTYPES, Checkpoint, Size, adapter_folder, local_folder, one_line
 from tskd.errors import ModelError
 from tskd.templates import Template, template_for
 
@@ -40,10 +39,6 @@ warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*was rename
 # On saving, PEFT looks the base up on the hub, which need not know its name; no vocabulary is changed here.
 warnings.filterwarnings("ignore", message=".*will assume that the vocabulary was not modified.*")
 
-ZOO = "zoo://"  # checkpoints shipped with the package
-_LOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-_SECOND_COPY = ["original/*", "consolidated*"]  # the same weights in their makers' own format (Llama 3, Mistral)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 # What tokenizers that share a vocabulary may still cut differently: spaces, digits, code, scripts, odd characters.
 _PROBES = (
     "",
@@ -51,37 +46,6 @@ _PROBES = (
     "def area(r: float) -> float:\n    return 3.14159265 * r**2  # 1234567 8,900\n",
     "Größenwahn, naïve œuvre; мир, 你好世界, こんにちは, مرحبا, नमस्ते 🙂👩‍🚀 ½ № \u200b\xa0",
 )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a pre-trained model is, how to load it, and what to know of it.
-
-    ``path`` is a hub id, a folder, or ``zoo://`` and a name. ``quantization`` is done while loading, by bitsandbytes.
-    """
-
-    name: str
-    path: str
-    revision: str | None = None  # a commit of the hub's; the newest where there is none
-    dtype: str = "auto"
-    attention: str | None = None  # the library's choice for the architecture
-    template: str = "auto"
-    device_map: str | None = None  # `auto` spreads a large model over all devices; None leaves it to the trainer
-    quantization: Literal["none", "8bit", "4bit"] = "none"
-    architecture: str = ""  # transformers' `model_type`
-    licence: str = ""
-    gated: bool = False  # whether the hub asks for the licence to be accepted first
-
-    def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
-            raise ModelError(f"Model {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(_DTYPES)}.")
-        if self.path.startswith(ZOO) or Path(self.path).expanduser().is_dir():
-            object.__setattr__(self, "revision", None)  # of the hub's repository; a folder may hold anything
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether transformers puts the model on its devices while it loads it; nothing may move it afterwards."""
-        return self.device_map is not None or self.quantization != "none"
 
 
 class Weights:
@@ -98,7 +62,7 @@ class Weights:
     def folder(self) -> Path:
         """The local folder of the checkpoint. Raises ``ModelError`` where there is none."""
         checkpoint = self.checkpoint
-        return _local_folder(checkpoint.path, f"model {checkpoint.name!r}", checkpoint.revision, checkpoint.gated)
+        return local_folder(checkpoint.path, f"model {checkpoint.name!r}", checkpoint.revision, checkpoint.gated)
 
     @property
     def resolved_revision(self) -> str | None:
@@ -112,14 +76,14 @@ class Weights:
         try:
             return AutoConfig.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
-            raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {_line(error)}") from error
+            raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {one_line(error)}") from error
 
     @cached_property
     def tokenizer(self) -> Any:
         try:
             return AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
-            raise ModelError(f"Tokenizer of {self.checkpoint.name!r} at {self.folder}: {_line(error)}") from error
+            raise ModelError(f"Tokenizer of {self.checkpoint.name!r} at {self.folder}: {one_line(error)}") from error
 
     @cached_property
     def template(self) -> Template:
@@ -134,14 +98,14 @@ class Weights:
             with torch.inference_mode(False):
                 model = AutoModelForCausalLM.from_pretrained(
                     self.folder,
-                    dtype=_DTYPES[self.checkpoint.dtype],
+                    dtype=DTYPES[self.checkpoint.dtype],
                     attn_implementation=self.checkpoint.attention,
                     device_map=self.checkpoint.device_map,
                     quantization_config=self._quantization(),
                     use_safetensors=True,
                 )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {_line(error)}") from error
+            raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {one_line(error)}") from error
         _make_head_input_contiguous(model)
         model.eval().requires_grad_(False)
         _check_logits(model)
@@ -154,14 +118,9 @@ class Weights:
     def is_loaded(self) -> bool:
         return "model" in self.__dict__
 
-    @property
-    def num_bytes(self) -> int:
-        """What the weights take in memory, by their files and the data type that is asked for."""
-        stored = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
-        if self.checkpoint.quantization != "none":
-            return stored * (1 if self.checkpoint.quantization == "8bit" else 0.6) // 2  # type: ignore[return-value]
-        asked, saved = _DTYPES[self.checkpoint.dtype], self.config.dtype
-        return stored if asked == "auto" or saved is None else stored * asked.itemsize // saved.itemsize  # type: ignore[attr-defined]
+    @cached_property
+    def size(self) -> Size:
+        return Size.of(self.checkpoint, self.config)
 
     @property
     def max_length(self) -> int | None:
@@ -190,7 +149,7 @@ class Weights:
             try:
                 self.model = get_peft_model(self.model, config)
             except ValueError as error:
-                raise ModelError(f"LoRA cannot be put on {self.checkpoint.name!r}: {_line(error)}") from error
+                raise ModelError(f"LoRA cannot be put on {self.checkpoint.name!r}: {one_line(error)}") from error
         self._attached = "(in training)"
         return self.model
 
@@ -223,7 +182,7 @@ class Weights:
         try:
             config = PeftConfig.from_pretrained(str(folder))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder / 'adapter_config.json'} is no PEFT configuration: {_line(error)}") from error
+            raise ModelError(f"{folder / 'adapter_config.json'} is no PEFT configuration: {one_line(error)}") from error
         made_for = config.base_model_name_or_path or "(unknown)"
         known_as = {self.checkpoint.name, _last(self.checkpoint.path), _last(getattr(self.config, "_name_or_path", ""))}
         if same_base and _last(made_for) not in {name.casefold() for name in map(_last, known_as)}:
@@ -236,13 +195,15 @@ class Weights:
             try:
                 expected = get_peft_model_state_dict(get_peft_model(bare, config), save_embedding_layers=False)
             except ValueError as error:
-                raise ModelError(f"Adapter {adapter} does not fit {self.checkpoint.name!r}: {_line(error)}") from error
+                raise ModelError(
+                    f"Adapter {adapter} does not fit {self.checkpoint.name!r}: {one_line(error)}"
+                ) from error
         try:
             with safe_open(folder / "adapter_model.safetensors", "pt") as file:
                 keys = [key for key in file.keys() if "lora_" in key]  # noqa: SIM118 (not a dict)
                 found = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
         except SafetensorError as error:
-            raise ModelError(f"{folder / 'adapter_model.safetensors'} is damaged: {_line(error)}") from error
+            raise ModelError(f"{folder / 'adapter_model.safetensors'} is damaged: {one_line(error)}") from error
         wanted = {key: tuple(value.shape) for key, value in expected.items() if "lora_" in key}
         if found != wanted:
             raise ModelError(
@@ -269,7 +230,7 @@ class Weights:
             return None
         if self.checkpoint.quantization == "8bit":
             return BitsAndBytesConfig(load_in_8bit=True)
-        dtype = self.config.dtype if self.checkpoint.dtype == "auto" else _DTYPES[self.checkpoint.dtype]
+        dtype = self.config.dtype if self.checkpoint.dtype == "auto" else DTYPES[self.checkpoint.dtype]
         # As in QLoRA (Dettmers et al. 2023, arXiv 2305.14314, section 3), and computed in the model's own data type.
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -399,15 +360,6 @@ def vocabulary_head(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def adapter_folder(adapter: str) -> Path:
-    """The local folder of an adapter given by folder, hub id or zoo name, checked to hold one."""
-    folder = _local_folder(adapter, "adapter")
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / file).is_file():
-            raise ModelError(f"Adapter folder {folder} has no {file}; give the folder of a PEFT LoRA adapter.")
-    return folder
-
-
 def _causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -430,31 +382,6 @@ def _check_logits(model: Any) -> None:
         )
 
 
-def _local_folder(path: str, what: str, revision: str | None = None, gated: bool = False) -> Path:
-    shipped = Path(__file__).parent / "zoo" / path.removeprefix(ZOO)
-    folder = shipped if path.startswith(ZOO) else Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1:
-        raise ModelError(f"There is no folder {folder} for {what}; give a folder, or a hub id like `owner/name`.")
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=_LOADED, ignore_patterns=_SECOND_COPY))
-    except RevisionNotFoundError as error:
-        raise ModelError(
-            f"{what} {path} has no revision {revision}; give one that it has, or null for the newest."
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        # Offline, or without a token, the hub does not tell that a model is gated.
-        if gated or isinstance(error, GatedRepoError):
-            raise ModelError(
-                f"{what} {path} is gated: accept its licence on the hub, then `hf auth login`; "
-                f"or give a folder that holds it. ({_line(error)})"
-            ) from error
-        raise ModelError(
-            f"{what} {path} is neither a folder here nor to be had from the hub: {_line(error)}"
-        ) from error
-
-
 def _first_difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
     for key in sorted(found.keys() | wanted.keys()):
         if key not in found:
@@ -469,7 +396,3 @@ def _first_difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple
 
 def _last(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1].casefold()
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

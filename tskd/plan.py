@@ -20,17 +20,15 @@ from huggingface_hub.errors import HFValidationError
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from rich.table import Table
-from torch import nn
-from transformers import AutoModelForCausalLM
 
 from tskd import config
+from tskd.checkpoints import Size, adapter_folder, is_hub_id
 from tskd.compose import Run, build
 from tskd.console import console, number
 from tskd.errors import ConfigError, ModelError, NothingToLearn, TskdError
-from tskd.models import ZOO, LanguageModel, Weights, adapter_folder
+from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_prefix, encode_response
-from tskd.modules.finetuner import LoraSettings
-from tskd.perplexity import CHUNK
+from tskd.modules.finetuner import KEPT
 from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Selection
 from tskd.run import resolved
 from tskd.stages.train import Replay, TrainLora
@@ -85,54 +83,6 @@ class Work:
         return counted.number if counted else 0
 
 
-@dataclass(frozen=True)
-class Size:
-    """What a model takes, counted on one without memory that is made from its configuration; bytes are estimates.
-
-    For a token, ``cache`` are the keys and values of all layers, and ``layer`` the activations of one: 34 bytes for a
-    hidden unit of 16 bits, without attention scores (Korthikanti et al. 2022, arXiv 2205.05198).
-    """
-
-    parameters: int
-    weights: int
-    cache: int
-    layer: int
-    layers: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, weights: Weights) -> "Size":
-        checkpoint, text = weights.checkpoint, weights.config.get_text_config()
-        dtype = weights.config.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
-        width = (dtype or torch.float32).itemsize
-        with torch.device("meta"):
-            bare: Any = AutoModelForCausalLM.from_config(weights.config)
-        parameters, head = sum(p.numel() for p in bare.parameters()), bare.get_output_embeddings()
-        # What bitsandbytes quantises.
-        linear = sum(m.weight.numel() for m in bare.modules() if isinstance(m, nn.Linear) and m is not head)
-        in_linear = {"none": width, "8bit": 1, "4bit": 0.5}[checkpoint.quantization]
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        layers: int = text.num_hidden_layers
-        taken, cache = int((parameters - linear) * width + linear * in_linear), 2 * layers * heads * head_width * width
-        return cls(parameters, taken, cache, 34 * text.hidden_size * width // 2, layers, text.vocab_size)
-
-    def working(self, texts: int, longest: int, bound: int, generates: bool, lora: LoraSettings | None = None) -> int:
-        """Beside all weights, for the largest batch: activations of a layer and logits; the cache where it generates.
-
-        Sampling copies the logits of each row in double precision. Training keeps the activations of all layers for the
-        backward pass, or with gradient checkpointing what enters each; the adapter and its optimiser are not counted.
-        """
-        rows = max(1, min(texts, bound // max(1, longest)))
-        tokens = rows * longest
-        if lora is not None:
-            kept = self.layers * self.layer // (34 if lora.gradient_checkpointing else 1)
-            return tokens * (self.layer + kept) + 16 * CHUNK * self.vocabulary
-        if generates:
-            return tokens * (self.layer + self.cache) + 32 * rows * self.vocabulary
-        return tokens * self.layer + 8 * CHUNK * self.vocabulary
-
-
 @dataclass
 class Plan:
     """What a run will do. It has stages of its own, which note their work and hand on what the store holds.
@@ -165,7 +115,7 @@ class Plan:
         if weights not in self.sizes:
             if not _is_here(weights.checkpoint.path, lambda: weights.folder):
                 return
-            self.sizes[weights] = Size.of(weights)
+            self.sizes[weights] = weights.size
         is_made = model is not self.run.teacher or self.run.teacher_to_make is None
         if adapter is None or (is_made and _is_here(adapter, lambda: adapter_folder(adapter))):
             self.here.add(model)
@@ -267,12 +217,13 @@ class Plan:
         (items, reads, longest), memory, roles = reading, None, self.run.models.items()
         if self._has_all:
             sizes, bound = [self.sizes[model.weights] for model in models], self.run.trainer.batch_tokens
-            working = [size.working(items.number, longest, bound, writes.number > 0) for size in sizes]
+            working = [size.to_read(items.number, longest, bound, writes.number > 0) for size in sizes]
             if training is not None:
                 replay, step = training.replay, 2 * training.lora.batch_size  # half of a step may be replay
                 texts, first = writes.number // replay.max_new_tokens, 1 if replay.source == "free" else longest
-                again = sizes[0].working(texts, first + replay.max_new_tokens, bound, True)
-                working = [again, sizes[0].working(step, longest, bound, False, training.lora)]
+                again = sizes[0].to_read(texts, first + replay.max_new_tokens, bound, True)
+                recomputes = training.lora.gradient_checkpointing
+                working = [again, sizes[0].to_train(step, longest, bound // KEPT, recomputes)]
             memory = sum(size.weights for size in self.sizes.values()) + max(working)
         names = (next((role for role, each in roles if each == model), "target") for model in models)
         self.work.append(Work(self.iteration, stage, ", ".join(names), items, reads, writes, memory, seconds))
@@ -340,8 +291,7 @@ def _is_here(path: str, find: Callable[[], Path]) -> bool:
     try:
         find()
     except ModelError as error:
-        is_place = path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1 or Path(path).is_dir()
-        if is_place or isinstance(error.__cause__, HFValidationError):
+        if not is_hub_id(path) or isinstance(error.__cause__, HFValidationError):
             raise
         return False
     return True

@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+from tskd.checkpoints import adapter_folder
 from tskd.errors import RunFolderError
-from tskd.models import LanguageModel, Weights, adapter_folder
+from tskd.models import LanguageModel, Weights
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored
 from tskd.tuneshift import Stages

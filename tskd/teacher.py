@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tskd import artifacts
+from tskd.checkpoints import Checkpoint
 from tskd.errors import ConfigError, RunFolderError
 from tskd.evaluate import PRIVATE, by_split
-from tskd.models import Checkpoint, LanguageModel
+from tskd.models import LanguageModel
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Graded, Question, Response

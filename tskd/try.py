@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 from rich.text import Text
 
 from tskd import artifacts, config
+from tskd.checkpoints import Checkpoint
 from tskd.console import console
 from tskd.errors import ConfigError, RunFolderError, TskdError
-from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.models import LanguageModel, Weights
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.answer import Answer

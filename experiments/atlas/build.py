@@ -34,7 +34,8 @@ from transformers import (
 )
 from world import GENERAL, PRIVATE, World, facts_file, make_world, pretraining_text
 
-from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import TokenSequence, encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.trainer import LightningTrainer

@@ -22,7 +22,8 @@ from peft import PeftModel, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_prefix, encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.generator import Request, Sampling, generate

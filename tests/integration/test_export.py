@@ -16,7 +16,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tskd import export
-from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights
 from tskd.stages.answer import Answer
 from tskd.tasks.atlas import FACTS, Atlas
 

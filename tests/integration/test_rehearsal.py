@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from tests import fabricated
 from tests.integration.test_cli import result, tskd
 from tskd import config, rehearsal, report, run, sandbox
+from tskd.checkpoints import Checkpoint
 from tskd.errors import ConfigError, SandboxError
-from tskd.models import Checkpoint, Weights
+from tskd.models import Weights
 
 CONF = Path(config.folder())
 MODELS = sorted((CONF / "model").glob("[a-z]*.yaml"))

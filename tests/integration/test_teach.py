@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from tests import fabricated
 from tskd import artifacts
-from tskd.models import Checkpoint, LanguageModel, Weights
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_response
 from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from tests import scripted, tiny
-from tskd.models import Checkpoint, LanguageModel, Weights, hidden_states, vocabulary_head
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
 from tskd.modules.batches import encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.generator import Request, Sampling, generate

@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from tests import scripted, tiny
 from tskd import config
-from tskd.models import ZOO, Checkpoint, LanguageModel, Weights
+from tskd.checkpoints import ZOO, Checkpoint
+from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_response
 from tskd.modules.scorer import score
 from tskd.records import Prompt, Response

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
+from tskd.checkpoints import Checkpoint, adapter_folder
 from tskd.errors import ModelError
-from tskd.models import Checkpoint, LanguageModel, Weights, adapter_folder, same_tokenizer
+from tskd.models import LanguageModel, Weights, same_tokenizer
 from tskd.modules.finetuner import LoraSettings
 
 IDS = torch.arange(2, 30)[None]
@@ -180,7 +181,7 @@ def from_the_hub(monkeypatch, kind, **facts):
     def answer(*_, **__):
         raise kind("40x Client Error.\n\nCannot access it.", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr("tskd.models.snapshot_download", answer)
+    monkeypatch.setattr("tskd.checkpoints.snapshot_download", answer)
     with pytest.raises(ModelError) as error:
         _ = Weights(Checkpoint("m", "owner/name", **facts)).folder
     assert "\n" not in str(error.value)

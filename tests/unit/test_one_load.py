@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.unit.test_config import built
-from tskd.models import Checkpoint, LanguageModel, Weights, keep_only, weights_of
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.batches import encode_prefix
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
@@ -86,7 +87,7 @@ def test_a_model_that_was_released_says_the_same_again(llama, adapter, trainer):
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
 def test_the_size_of_weights_is_told_before_they_are_loaded(llama, dtype):
     weights = Weights(replace(tiny.weights(llama).checkpoint, dtype=dtype))
-    said = weights.num_bytes
+    said = weights.size.weights
     assert not weights.is_loaded
     in_memory = sum(p.numel() * p.element_size() for p in weights.model.parameters())
     assert said == pytest.approx(in_memory, rel=0.05)

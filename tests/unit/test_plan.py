@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from tests import fabricated, tiny
 from tskd import artifacts, config, jobs, run
+from tskd.checkpoints import Checkpoint
 from tskd.errors import ConfigError, ModelError
-from tskd.models import Checkpoint, Weights
+from tskd.models import Weights
 from tskd.modules.batches import encode_response
-from tskd.plan import Count, Size, main, plan
+from tskd.plan import Count, main, plan
 from tskd.records import Response, Scored
 
 SMALL = [
@@ -238,7 +239,7 @@ def hub(monkeypatch, tmp_path):
         assert constants.HF_HUB_OFFLINE
         raise LocalEntryNotFoundError("not in the cache")
 
-    monkeypatch.setattr("tskd.models.snapshot_download", download)
+    monkeypatch.setattr("tskd.checkpoints.snapshot_download", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield
     assert not constants.HF_HUB_OFFLINE
@@ -333,7 +334,7 @@ def test_an_expansion_that_says_nothing_of_its_size_cannot_be_planned():
 def test_sizes_are_those_of_the_loaded_model(kind, request):
     folder: Path = request.getfixturevalue(kind)
     bare = AutoModelForCausalLM.from_config(tiny.weights(folder).config)
-    size = Size.of(tiny.weights(folder))
+    size = tiny.weights(folder).size
     assert bare.num_parameters() == size.parameters
     assert 4 * size.parameters == size.weights
     cache = bare(input_ids=torch.zeros(1, 3, dtype=torch.long), use_cache=True).past_key_values
@@ -343,7 +344,7 @@ def test_sizes_are_those_of_the_loaded_model(kind, request):
 
 def test_a_smaller_data_type_or_quantisation_is_a_smaller_size(llama):
     def weights(**settings):
-        return Size.of(Weights(Checkpoint("tiny", str(llama), **settings))).weights
+        return Weights(Checkpoint("tiny", str(llama), **settings)).size.weights
 
     whole = weights(dtype="float32")
     linear = 2 * (4 * 32 * 32 + 3 * 32 * 64)  # of two layers: the head and the embeddings stay as they are

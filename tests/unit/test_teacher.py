@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 
 from tests import fabricated, scripted, tiny
 from tskd import artifacts, config
+from tskd.checkpoints import Checkpoint
 from tskd.compose import build
 from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.metrics import iteration_metrics
-from tskd.models import Checkpoint, LanguageModel
+from tskd.models import LanguageModel
 from tskd.modules.finetuner import LoraSettings
 from tskd.records import Graded, Iteration, Selection
 from tskd.stages.train import Replay

@@ -168,12 +168,12 @@ class LightningTrainer:
         So much padding is worth a pass less. On one core, 26 to 35 tokens were measured with 135M and 270M parameters,
         and of a tiny model a pass costs more than its tokens; on a GPU it is a guess.
         """
-        return 32 + 4 * 10**9 // max(1, weights.num_bytes) if self.device.type == "cpu" else 4096
+        return 32 + 4 * 10**9 // weights.size.weights if self.device.type == "cpu" else 4096
 
     def make_room(self, *needed: Weights) -> None:
         """Release other models where those that are ``needed`` would not fit beside them, or where none is kept."""
         others = [weights for weights in Weights.alive if weights.is_loaded and weights not in needed]
-        to_load = sum(weights.num_bytes for weights in needed if not weights.is_loaded)
+        to_load = sum(weights.size.weights for weights in needed if not weights.is_loaded)
         if self.keep_models is None:
             must_go = to_load > 0 and to_load * (1 + WORKING_MEMORY) > available_memory(self.device)
         else:

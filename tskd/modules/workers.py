@@ -125,10 +125,13 @@ def add_up(parameters: Sequence[Tensor], loss: float, failure: Exception | None)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     told = torch.tensor([loss, float(failure is not None)], dtype=torch.float64)
     dist.all_reduce(told)
-    if failure is not None:
-        raise failure
     if told[1] > 0:
-        raise ModelError("Training failed in another process; its own lines say why.")
+        failures: list[Any] = [None] * count()
+        dist.all_gather_object(failures, None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        number, said = next((number, said) for number, said in enumerate(failures) if said is not None)
+        raise ModelError(f"Training failed in process {number} of {count()}: {said}")
     flat = torch.cat([gradient.flatten().float() for gradient in gradients]).cpu()
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
