@@ -79,3 +79,37 @@ def test_more_devices_than_processes_are_refused_with_the_command_that_starts_th
     done = run(tmp_path / "run", overrides=["trainer.devices=2", *SMALL])
     assert done.returncode == 1
     assert "torchrun --nproc_per_node 2 -m tskd.run trainer=ddp" in done.stdout + done.stderr
+
+
+FAILING = """
+from tskd import run
+from tskd.modules import finetuner, workers
+
+real = finetuner.Finetuner.loss_of
+
+def loss_of(self, part, batch):
+    if workers.rank() == 1 and self.global_step == 2:
+        raise ValueError("a part of the second process")
+    return real(self, part, batch)
+
+finetuner.Finetuner.loss_of = loss_of
+run.main()
+"""
+
+
+def test_a_failure_in_another_process_ends_the_run_and_is_told_in_its_own_words(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "failing.py", "trainer=ddp"]
+    done = subprocess.run(
+        [*start, *SMALL, "hydra.run.dir=run"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=280,
+    )
+    assert done.returncode == 1
+    said = json.loads((tmp_path / "run" / "status.json").read_text())["error"]
+    assert said == "Training failed in process 1 of 2: a part of the second process"
+    assert lines(tmp_path / "run", "kept") != []
