@@ -2,7 +2,8 @@
 
     config.yaml                       the resolved configuration
     iteration_0/prompts.jsonl         new prompts, and iteration_0/expansion.json: what they cost
-    iteration_0/{responses,scored,kept,dropped}.jsonl
+    iteration_0/screened.jsonl        those of them that were not worth an answer, where a screen says so
+    iteration_0/{responses,scored,kept,dropped}.jsonl, and selection.json: the threshold that decided
     iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained, if anything was
     evaluation/{base,teacher,target,iteration_0}.jsonl   each held-out question's answer, graded
     metrics.jsonl                     one row per finished iteration
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from tskd.errors import RunFolderError
-from tskd.records import Adapter, Expansion, Graded, Iteration, Prompt, Response, Scored, Selection
+from tskd.records import Adapter, Expansion, Graded, Iteration, Prompt, Response, Scored, Screening, Selection
 from tskd.tuneshift import Stages
 
 Record = TypeVar("Record")
@@ -58,14 +59,25 @@ class RunFolder:
             write_json(cost_file, replace(expansion, prompts=()))
             return expansion
 
+        def screen(prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
+            file = self._file("screened.jsonl", current)
+            if file.is_file():
+                screened = tuple(read_lines(Prompt, file))
+                return Screening(tuple(prompt for prompt in prompts if prompt not in screened), screened)
+            screening = stages.screen(prompts, seeds)
+            if screening.screened:
+                write_lines(file, screening.screened)
+            return screening
+
         def answer(prompts: Sequence[Prompt]) -> Sequence[Response]:
             return self._kept(Response, self._file("responses.jsonl", current), lambda: stages.answer(prompts))
 
         def score(responses: Sequence[Response]) -> Sequence[Scored]:
             return self._kept(Scored, self._file("scored.jsonl", current), lambda: stages.score(responses))
 
-        def select(scored: Sequence[Scored]) -> Selection:
-            selection = stages.select(scored)
+        def select(scored: Sequence[Scored], of_seeds: Sequence[Scored]) -> Selection:
+            selection = stages.select(scored, of_seeds)
+            write_json(self._file("selection.json", current), {"threshold": selection.threshold})
             write_lines(self._file("dropped.jsonl", current), selection.dropped)
             write_lines(self._file("kept.jsonl", current), selection.kept)
             return selection
@@ -78,7 +90,7 @@ class RunFolder:
             write_json(file, adapter)
             return adapter
 
-        return Stages(expand, answer, score, select, train)
+        return Stages(expand, answer, score, select, train, screen)
 
     def graded(self, name: str, compute: Callable[[], Sequence[Graded]]) -> Sequence[Graded]:
         """The graded answers called ``name``, from the folder or computed and put there."""
@@ -103,7 +115,11 @@ class RunFolder:
             tuple(read_lines(Scored, self._file(f"{name}.jsonl", index))) for name in ("scored", "kept", "dropped")
         )
         adapter = self._adapter(index, bool(kept))
-        return Iteration(index, replace(expansion, prompts=prompts), scored, Selection(kept, dropped), adapter)
+        threshold_file, screened_file = self._file("selection.json", index), self._file("screened.jsonl", index)
+        threshold = read_json(dict, threshold_file)["threshold"] if threshold_file.is_file() else None
+        selection = Selection(kept, dropped, threshold)
+        screened = tuple(read_lines(Prompt, screened_file)) if screened_file.is_file() else ()
+        return Iteration(index, replace(expansion, prompts=prompts), scored, selection, adapter, screened)
 
     def _adapter(self, index: int, kept: bool) -> Adapter | None:
         """What ``tuneshift`` gave the iteration: its own adapter, or where it kept nothing, the one before."""

@@ -19,6 +19,7 @@ from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
 from tskd.stages.answer import Answer
 from tskd.stages.score import Score
+from tskd.stages.select import AUTO, MIN_SEEDS, ByTheSeeds, Select
 from tskd.stages.train import Replay, TrainLora
 from tskd.store import Store
 from tskd.tasks import Benchmark, Task
@@ -106,19 +107,15 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         raise ConfigError(f"`expansion.writer` is {name!r}; use one of {', '.join(writers)}.")
     held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
     expand: Any = _make(expansion, "expansion", writer=writers[name], trainer=trainer, seed=seed, held_out=held_out)
-    select: Any = _make(settings.selection, "selection")
-    if getattr(select, "threshold", settings.threshold) != settings.threshold:
-        raise ConfigError(
-            f"`selection.threshold` is {select.threshold} and `threshold` is {settings.threshold}; "
-            f"set `threshold` alone."
-        )
+    rule: Any = _make(settings.selection, "selection")
+    _check_threshold(settings.threshold, rule, len(seeds))
     # Without the target where none of it is measured: its scores are then shared by runs on other targets.
-    measures = tuple(getattr(select, "measures", ()))
+    measures = tuple(getattr(rule, "measures", ()))
     stages = Stages(
         expand=expand,
         answer=Answer(teacher, trainer, seed, longest),
         score=Score(reference, teacher, trainer, measures, target if OF_TARGET in measures else None),
-        select=select,
+        select=Select(rule),
         train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
     )
     keep_only([base.weights, teacher.weights, reference.weights, target.weights])  # of the job before
@@ -141,6 +138,25 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             None if settings.store in (None, False, "off") else Path(str(settings.store)), settings.store_limit_gb
         ),
     )
+
+
+def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
+    if getattr(rule, "threshold", threshold) != threshold:
+        raise ConfigError(
+            f"`selection.threshold` is {rule.threshold} and `threshold` is {threshold}; set `threshold` alone."
+        )
+    if threshold != AUTO:
+        return
+    if not isinstance(rule, ByTheSeeds):
+        raise ConfigError(
+            f"`threshold` is auto, and {type(rule).__name__} has none that the seeds could tell; choose a rule that "
+            f"has, like `selection=ppl_difference`, or leave `threshold` at a number."
+        )
+    if num_seeds < MIN_SEEDS:
+        raise ConfigError(
+            f"`threshold` is auto, which the seeds tell, and there are {num_seeds}; give at least {MIN_SEEDS}, or a "
+            f"number for `threshold`."
+        )
 
 
 def _task(node: Mapping[str, Any]) -> Task:

@@ -37,7 +37,7 @@ class Schema:
     training: Any = MISSING
     trainer: Any = MISSING
     tracking: Any = MISSING
-    threshold: float = MISSING
+    threshold: Any = MISSING
     iterations: int = MISSING
     seed: int = MISSING
     name: str = MISSING
@@ -46,8 +46,9 @@ class Schema:
 
     def check(self) -> None:
         problems = []
-        if not math.isfinite(self.threshold):
-            problems.append(f"`threshold` is {self.threshold}; give a number")
+        is_number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not (self.threshold == "auto" or (is_number and math.isfinite(self.threshold))):
+            problems.append(f"`threshold` is {self.threshold!r}; give a number, or auto")
         if self.iterations < 1:
             problems.append(f"`iterations` is {self.iterations}; give at least 1")
         if not re.fullmatch(r"[\w.+-]{1,64}", self.name) or self.name.startswith("."):

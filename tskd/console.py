@@ -22,7 +22,8 @@ def header(settings: Mapping[str, str]) -> None:
 
 def iteration(index: int, row: Row) -> None:
     parts = [
-        f"{row['prompts/new']} new prompts",
+        f"{row['prompts/new']} new prompts"
+        + (f", {row['prompts/screened']} not asked" * bool(row["prompts/screened"])),
         f"{row['select/kept']} kept ({number(row['select/kept_fraction'], '.0%')})",
         "gap " + " / ".join(number(row[f"score/gap_p{p}"], ".2f") for p in (5, 50, 95)),
     ]

@@ -29,12 +29,12 @@ from tskd.errors import ConfigError, ModelError, NothingToLearn, TskdError
 from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_prefix, encode_response
 from tskd.modules.finetuner import KEPT
-from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Selection
+from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Screening, Selection
 from tskd.run import resolved
 from tskd.stages.train import Replay, TrainLora
 from tskd.tasks import Benchmark
 from tskd.teacher import Finetuned
-from tskd.tuneshift import Stages, tuneshift
+from tskd.tuneshift import Stages, ask_all, tuneshift
 
 Text = Prompt | Response
 Models = Sequence[LanguageModel]
@@ -107,7 +107,7 @@ class Plan:
         return work.effort * sum(each.seconds or 0.0 for each in made) / effort if effort else None
 
     def stages(self) -> Stages:
-        return Stages(self.expand, self.answer, self.score, self.select, self.train)
+        return Stages(self.expand, self.answer, self.score, self.select, self.train, self.screen)
 
     def find(self, model: LanguageModel) -> None:
         """Note whether ``model`` is on this machine. Raises ``ModelError`` where it cannot be anywhere."""
@@ -163,6 +163,16 @@ class Plan:
         turns = max((seed.context for seed in self.run.seeds), key=lambda turns: sum(len(t.content) for t in turns))
         return found or Expansion(tuple(Prompt("", turns, index, (UNWRITTEN, str(n))) for n in range(stage.num_drafts)))
 
+    def screen(self, prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
+        stage: Any = self.run.stages.screen
+        if stage is ask_all:
+            return ask_all(prompts, seeds)
+        models = [stage.base, stage.teacher]
+        found, seconds = self._look("screen", models, stage, prompts, seeds)
+        self._note("screen", models, self._reading(models, [*seeds, *prompts]), Count(0), seconds)
+        self.is_known = found is not None
+        return found or ask_all(prompts, seeds)
+
     def answer(self, prompts: Sequence[Prompt]) -> Sequence[Response]:
         stage: Any = self.run.stages.answer
         teacher, new = stage.teacher, stage.max_new_tokens
@@ -180,8 +190,8 @@ class Plan:
         self.is_known = found is not None
         return found or [Scored(response, math.nan, math.nan, response.tokens) for response in responses]
 
-    def select(self, scored: Sequence[Scored]) -> Selection:
-        return self.run.stages.select(scored) if self.is_known else Selection(tuple(scored), ())
+    def select(self, scored: Sequence[Scored], of_seeds: Sequence[Scored]) -> Selection:
+        return self.run.stages.select(scored, of_seeds) if self.is_known else Selection(tuple(scored), ())
 
     def train(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         stage: Any = self.run.stages.train

@@ -63,6 +63,14 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True)
+class Screening:
+    """New prompts that are worth an answer, and those that are not."""
+
+    passed: tuple[Prompt, ...]
+    screened: tuple[Prompt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """The teacher's answer. ``finished`` is false where the length limit cut it: such a text has no end token."""
 
@@ -98,8 +106,11 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
+    """``threshold`` is the one that decided, where one number did."""
+
     kept: tuple[Scored, ...]
     dropped: tuple[Scored, ...]
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +127,17 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One pass expand → train. ``scored`` has every prompt asked in it; iteration 0 asks the seeds too."""
+    """One pass expand → train. ``scored`` has every prompt asked in it; iteration 0 asks the seeds too.
+
+    ``screened`` are new prompts that were not asked.
+    """
 
     index: int
     expansion: Expansion
     scored: tuple[Scored, ...]
     selection: Selection
     adapter: Adapter | None
+    screened: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

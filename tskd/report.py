@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from tskd import artifacts, config, rehearsal
 from tskd.errors import RunFolderError, TskdError
+from tskd.stages.select import shown
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 SUBSET = "task.subset"
@@ -104,7 +105,7 @@ class FinishedRun:
         return any(Path(path).is_relative_to(rehearsal.FOLDER) for path in paths)
 
     @property
-    def job(self) -> tuple[float, int, str]:
+    def job(self) -> tuple[float | str, int, str]:
         return self.settings["threshold"], self.settings["seed"], self.subset
 
 
@@ -151,12 +152,12 @@ def obtained(experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
     results = {run.job: run.result for run in runs}
     thresholds, seeds = ({run.settings[key] for run in runs} for key in ("threshold", "seed"))
     lines = []
-    for threshold in sorted(thresholds):
+    for threshold in sorted(thresholds, key=str):
         means = [_means([results.get((threshold, seed, subset)) for subset in experiment.subsets]) for seed in seeds]
         if whole := [each for each in means if each is not None]:
             teacher, before, after = zip(*whole, strict=True)
             voices = f"{fmean(teacher):.2f} / {fmean(before):.2f} / {_spread(after)}"
-            lines.append(f"threshold {threshold:g}: {voices}, n = {len(whole)}")
+            lines.append(f"threshold {shown(threshold)}: {voices}, n = {len(whole)}")
     jobs = len(experiment.subsets) * len(experiment.sweep["threshold"]) * len(experiment.sweep["seed"])
     return "<br>".join(lines) or f"incomplete: {len(results)} of {jobs} jobs"
 

@@ -27,6 +27,7 @@ from tskd.metrics import Row, iteration_metrics
 from tskd.models import LanguageModel
 from tskd.modules import workers
 from tskd.records import Iteration, Selection
+from tskd.stages.select import shown
 from tskd.tasks import Benchmark, Task
 from tskd.tracking import Tracker
 from tskd.tuneshift import tuneshift
@@ -121,8 +122,10 @@ def run_metrics(
         selection=Selection(
             kept=tuple(example for past in history for example in past.selection.kept),
             dropped=tuple(example for past in history for example in past.selection.dropped),
+            threshold=history[-1].selection.threshold,
         ),
         adapter=history[-1].adapter,
+        screened=tuple(prompt for past in history for prompt in past.screened),
     )
     result = iteration_metrics(everything, [task.is_private(e.response.prompt) for e in everything.scored])
     result |= {key: value for key, value in rows[-1].items() if key.startswith(("eval/", "train/"))}
@@ -131,9 +134,10 @@ def run_metrics(
         "prompts/duplicates",
         "prompts/malformed",
         "prompts/held_out",
+        "prompts/screened",
         *(k for k in rows[-1] if k.startswith("cost/")),
     ):
-        result[name] = sum(row[name] or 0 for row in rows)
+        result[name] = sum(row.get(name) or 0 for row in rows)
     for voice, accuracies in before.items():
         result[f"eval/{voice.split()[0]}_accuracy"] = mean_accuracy(accuracies)
     result["iterations"] = len(history)
@@ -236,7 +240,7 @@ def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_t
     settings = run.settings
     return run.tracking.open(
         folder,
-        name=f"{run.target.name}-t{settings.threshold:g}-s{settings.seed}",
+        name=f"{run.target.name}-t{shown(settings.threshold)}-s{settings.seed}",
         group=group,
         job_type=job_type,
         tags=[run.base.name, run.target.name],
@@ -262,9 +266,9 @@ def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
     return LanguageModel(run.target.weights, str(folder / iteration.adapter.path))
 
 
-def _rule(select: Any) -> str:
-    threshold = getattr(select, "threshold", None)
-    return type(select).__name__ + ("" if threshold is None else f", threshold {threshold:g}")
+def _rule(rule: Any) -> str:
+    threshold = getattr(rule, "threshold", None)
+    return type(rule).__name__ + ("" if threshold is None else f", threshold {shown(threshold)}")
 
 
 def _header(run: Run) -> dict[str, str]:
@@ -274,7 +278,7 @@ def _header(run: Run) -> dict[str, str]:
         "teacher": f"base + {run.teacher.adapter}" if run.teacher.adapter else run.teacher.weights.checkpoint.path,
         "target": f"{run.target.name} ({run.target.weights.checkpoint.path})",
         "task": f"{len(run.seeds)} seeds, {len(run.evaluator.questions)} held-out questions",
-        "select": _rule(run.stages.select),
+        "select": _rule(getattr(run.stages.select, "rule", run.stages.select)),
         "iterations": f"{settings.iterations}, seed {settings.seed}",
     }
     if run.reference is not run.base:

@@ -30,11 +30,12 @@ from tskd.checkpoints import adapter_folder
 from tskd.errors import RunFolderError
 from tskd.models import LanguageModel, Weights
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored
-from tskd.tuneshift import Stages
+from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Screening
+from tskd.tuneshift import Stages, ask_all
 
 log = logging.getLogger(__name__)
-VERSIONS = {"expand": 1, "answer": 1, "score": 1, "train": 1, "evaluate": 1}  # raise one when its results change
+# Raise one when its results change.
+VERSIONS = {"expand": 1, "screen": 1, "answer": 1, "score": 1, "train": 1, "evaluate": 1}
 Result = TypeVar("Result")
 
 
@@ -63,6 +64,12 @@ class Store:
             key = self._key("expand", stages.expand, pool, seen, index)
             return self._records(Expansion, key, lambda: stages.expand(pool, seen, index))
 
+        def screen(prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
+            if stages.screen is ask_all:
+                return ask_all(prompts, seeds)
+            key = self._key("screen", stages.screen, prompts, seeds)
+            return self._records(Screening, key, lambda: stages.screen(prompts, seeds))
+
         def answer(prompts: Sequence[Prompt]) -> Sequence[Response]:
             key = self._key("answer", stages.answer, prompts)
             return self._records(list[Response], key, lambda: stages.answer(prompts))
@@ -75,7 +82,7 @@ class Store:
             key = self._key("train", stages.train, [e.response for e in corpus], [e.response for e in dropped], index)
             return self._adapter(key, run_folder, lambda: stages.train(corpus, dropped, index))
 
-        return Stages(expand, answer, score, stages.select, train)
+        return Stages(expand, answer, score, stages.select, train, screen)
 
     def graded(self, evaluator: Callable[[LanguageModel], list[Graded]], model: LanguageModel) -> list[Graded]:
         """What ``evaluator`` says of ``model``."""
@@ -93,7 +100,13 @@ class Store:
         entry, weights = _read(self.folder / f"{key}.json"), self.folder / key
         if entry is None or (stage == "train" and _checksums(weights) != entry["files"]):
             return None
-        kinds = {"expand": Expansion, "answer": list[Response], "score": list[Scored], "evaluate": list[Graded]}
+        kinds = {
+            "screen": Screening,
+            "expand": Expansion,
+            "answer": list[Response],
+            "score": list[Scored],
+            "evaluate": list[Graded],
+        }
         try:
             found = _type_adapter(kinds.get(stage, Adapter)).validate_python(entry["result"])
         except ValidationError:

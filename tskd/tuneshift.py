@@ -4,6 +4,8 @@
                ▲                             │
                └──── kept prompts join ◀─────┘
 
+Between expand and answer, prompts may be screened: what the teacher need not be asked, costs nothing more.
+
 The stages are plain callables on records; ``tskd.stages`` has them, and any function of the same form will do.
 """
 
@@ -12,18 +14,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tskd.errors import EmptySelection, NoNewPrompts
-from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Selection
+from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored, Screening, Selection
+
+
+def ask_all(prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
+    """No screen: every prompt is worth an answer."""
+    return Screening(tuple(prompts))
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The five verbs. ``expand`` is told the pool it may draw on, all prompts ever seen, and the iteration."""
+    """The five verbs, and a screen before the second.
+
+    ``expand`` is told the pool it may draw on, all prompts ever seen, and the iteration; ``select`` what was scored,
+    and how the seeds were; ``screen`` the new prompts, and the seeds.
+    """
 
     expand: Callable[[Sequence[Prompt], Sequence[Prompt], int], Expansion]
     answer: Callable[[Sequence[Prompt]], Sequence[Response]]
     score: Callable[[Sequence[Response]], Sequence[Scored]]
-    select: Callable[[Sequence[Scored]], Selection]
+    select: Callable[[Sequence[Scored], Sequence[Scored]], Selection]
     train: Callable[[Sequence[Scored], Sequence[Scored], int], Adapter]
+    screen: Callable[[Sequence[Prompt], Sequence[Prompt]], Screening] = ask_all
 
 
 def tuneshift(
@@ -48,15 +60,18 @@ def tuneshift(
         asked = [example for past in done for example in past.scored]
         corpus = [example for past in done for example in past.selection.kept]
         pool = list(dict.fromkeys([*seeds, *(example.response.prompt for example in corpus)]))
-        seen = list(dict.fromkeys([*seeds, *(example.response.prompt for example in asked)]))
+        screened = [prompt for past in done for prompt in past.screened]
+        seen = list(dict.fromkeys([*seeds, *(example.response.prompt for example in asked), *screened]))
 
         expansion = stages.expand(pool, seen, index)
         if index == 0 and not expansion.prompts:
             raise NoNewPrompts(_nothing_new(len(seeds), expansion))
-        prompts = [*seeds, *expansion.prompts] if index == 0 else expansion.prompts
+        screening = stages.screen(expansion.prompts, seeds)
+        prompts = [*seeds, *screening.passed] if index == 0 else screening.passed
         responses = stages.answer(prompts)
         scored = stages.score(responses)
-        selection = stages.select(scored)
+        of_seeds = [example for example in [*asked, *scored] if example.response.prompt.is_seed]
+        selection = stages.select(scored, of_seeds)
 
         corpus += selection.kept
         dropped = [example for past in done for example in past.selection.dropped] + list(selection.dropped)
@@ -68,7 +83,7 @@ def tuneshift(
         else:
             adapter = stages.train(corpus, dropped, index) if train_each_iteration or is_last else None
 
-        done.append(Iteration(index, expansion, tuple(scored), selection, adapter))
+        done.append(Iteration(index, expansion, tuple(scored), selection, adapter, screening.screened))
         yield done[-1]
 
 

@@ -47,7 +47,7 @@ def test_the_slurm_launcher_gives_each_job_one_gpu():
 def test_the_default_is_the_embedded_world_under_the_papers_rule(tmp_path):
     made = built(tmp_path)
     assert len(made.seeds) == 8
-    assert made.stages.select.threshold == 1.5
+    assert made.stages.select.rule.threshold == 1.5
     assert {split: sum(q.split == split for q in made.evaluator.questions) for split in ("private", "general")} == {
         "private": 112,
         "general": 120,
@@ -133,7 +133,7 @@ def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(tmp_path)
     made = built(tmp_path, "selection._target_=my_rules.KeepNone", "threshold=0.3")
-    assert ("KeepNone", 0.3) == (type(made.stages.select).__name__, made.stages.select.threshold)
+    assert ("KeepNone", 0.3) == (type(made.stages.select.rule).__name__, made.stages.select.rule.threshold)
     with pytest.raises(ConfigError, match="which is no dataclass"):
         built(tmp_path, "selection._target_=my_rules.Bare")
 

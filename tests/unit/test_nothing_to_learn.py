@@ -6,7 +6,7 @@ import pytest
 
 from tskd.errors import EmptySelection, NoNewPrompts, NothingToLearn, TskdError
 from tskd.records import Expansion, Prompt, Response, Scored
-from tskd.stages.select import PplDifference
+from tskd.stages.select import PplDifference, Select
 from tskd.tuneshift import Stages, tuneshift
 
 
@@ -23,7 +23,7 @@ def run(nlls, expansion):
         expand=lambda pool, seen, index: expansion,
         answer=lambda prompts: [Response(prompt, "") for prompt in prompts],
         score=score,
-        select=PplDifference(1.5),
+        select=Select(PplDifference(1.5)),
         train=never,
     )
     return list(tuneshift([Prompt("a")], stages, iterations=1))

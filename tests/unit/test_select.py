@@ -3,6 +3,7 @@
 import inspect
 import math
 import random
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tskd.errors import ConfigError
 from tskd.records import Prompt, Response, Scored, Selection
 from tskd.stages import select
 from tskd.stages.select import (
+    ByTheSeeds,
     ConfidentTeacher,
     InversePplDifference,
     KeepAll,
@@ -25,9 +27,11 @@ from tskd.stages.select import (
     PplRatio,
     Quantile,
     Random,
+    Select,
     TargetGap,
     Threshold,
     Top,
+    reached_by_seeds,
 )
 
 CONF = Path(config.folder())
@@ -71,7 +75,7 @@ ALL_RULES = [
 def test_these_are_all_the_rules_that_there_are():
     """Without that, a new one could slip past the properties below."""
     classes = inspect.getmembers(select, lambda value: inspect.isclass(value) and value.__module__ == select.__name__)
-    assert {type(rule) for rule in ALL_RULES} | {Threshold} == {kind for _, kind in classes}
+    assert {type(rule) for rule in ALL_RULES} == {kind for _, kind in classes} - {Threshold, Select, ByTheSeeds}
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=repr)
@@ -253,10 +257,10 @@ def built(folder, *overrides):
 @pytest.mark.parametrize("name", RULES)
 def test_every_option_builds_and_scoring_measures_what_it_needs(tmp_path, name):
     stages = built(tmp_path, f"selection={name}", "threshold=0.1")
-    needed = getattr(stages.select, "measures", ())
+    needed = getattr(stages.select.rule, "measures", ())
     assert {"kl": ("kl",), "target_gap": ("target_nll_per_byte",)}.get(name, ()) == needed == stages.score.measures
     assert (name == "target_gap") is (stages.score.target is not None)
-    assert not isinstance(stages.select, Threshold) or stages.select.threshold == 0.1
+    assert not isinstance(stages.select.rule, Threshold) or stages.select.rule.threshold == 0.1
 
 
 def test_every_rule_has_an_option(tmp_path):
@@ -268,16 +272,17 @@ def test_every_rule_has_an_option(tmp_path):
 def test_every_setting_of_a_rule_is_written_in_its_option(name):
     node = composed(f"selection={name}")["selection"]
     kind = getattr(select, node["_target_"].rpartition(".")[2])
-    assert {field.name for field in fields(kind)} == node.keys() - {"_target_"}
+    # A rule of one's own is put into these options, and need not know what `auto` is.
+    assert {field.name for field in fields(kind)} - {"recall"} == node.keys() - {"_target_"}
 
 
 def test_any_option_can_say_how_many_chance_keeps(tmp_path):
     like = PplDifference(0.3)
-    assert Random(5, like) == built(tmp_path, "selection=random", "threshold=0.3", "seed=5").select
+    assert Random(5, like) == built(tmp_path, "selection=random", "threshold=0.3", "seed=5").select.rule
     top = ["selection@selection.like=top_gap", "selection.like.keep=3"]
-    assert Random(0, Top(3)) == built(tmp_path, "selection=random", *top).select
+    assert Random(0, Top(3)) == built(tmp_path, "selection=random", *top).select.rule
     fraction = ["selection.like=null", "selection.fraction=0.3"]
-    assert Random(0, fraction=0.3) == built(tmp_path, "selection=random", *fraction).select
+    assert Random(0, fraction=0.3) == built(tmp_path, "selection=random", *fraction).select.rule
 
 
 @pytest.mark.parametrize(
@@ -313,10 +318,10 @@ def test_a_rule_of_ones_own_is_one_class_and_can_be_ranked_by(tmp_path, monkeypa
     stages = built(tmp_path, "selection._target_=own_rule.SureStart", "threshold=0.3")
     assert ("first_entropy", "first_kl") == stages.score.measures
     scored = [example(1.0, first_kl=kl, first_entropy=0.5) for kl in (0.7, 0.9)]
-    assert [1] == kept(stages.select, scored)
+    assert [1] == kept(stages.select.rule, scored)
     ranked = built(tmp_path, "selection=top_gap", "selection.by=own_rule.SureStart")
     assert ("first_entropy", "first_kl") == ranked.score.measures
-    assert [1] == kept(ranked.select, scored)
+    assert [1] == kept(ranked.select.rule, scored)
 
 
 def test_a_measure_that_there_is_not_is_refused_when_the_run_is_built(tmp_path, monkeypatch):
@@ -330,3 +335,69 @@ def test_a_measure_that_there_is_not_is_refused_when_the_run_is_built(tmp_path, 
     monkeypatch.setattr(select, "Wishful", Wishful, raising=False)
     with pytest.raises(ConfigError, match=r"Selection needs novelty, which is not measured; .* may name kl, first_"):
         built(tmp_path, "selection=all", "selection._target_=tskd.stages.select.Wishful")
+
+
+def test_a_threshold_that_the_seeds_tell_is_reached_by_the_share_of_their_kind_that_was_asked_for():
+    """Whatever the distribution: of many draws of seeds and one more prompt, that one reaches it often enough."""
+    draws = random.Random(0)
+    for recall, num_seeds in ((0.5, 8), (0.8, 9), (0.8, 24), (0.9, 30)):
+        for draw in (draws.random, lambda: draws.lognormvariate(0, 3), lambda: -1 / draws.random()):
+            trials = [[draw() for _ in range(num_seeds + 1)] for _ in range(4000)]
+            reached = sum(values[-1] >= reached_by_seeds(values[:-1], recall) for values in trials) / len(trials)
+            assert recall - 0.025 <= reached <= recall + 1 / (num_seeds + 1) + 0.025
+
+
+def test_few_seeds_tell_their_smallest_value():
+    assert 2.0 == reached_by_seeds([5.0, 2.0, 9.0], recall=0.9)
+
+
+def test_a_seed_whose_criterion_is_no_number_tells_nothing():
+    assert 2.0 == reached_by_seeds([NAN, 5.0, 2.0, INF], recall=0.8)
+    with pytest.raises(ConfigError, match="2 of 3 have a criterion that is a number"):
+        reached_by_seeds([NAN, 5.0, 2.0], recall=0.8)
+
+
+def test_the_stage_lets_the_seeds_tell_the_threshold_and_says_which_it_was():
+    seeds = of_gaps(3.0, 8.0, 5.0)
+    selection = Select(PplDifference("auto"))(of_gaps(2.9, 3.1, 7.0), seeds)
+    assert [3.1, 7.0] == [pytest.approx(e.gap) for e in selection.kept]
+    assert pytest.approx(3.0) == selection.threshold
+    assert 1.5 == Select(PplDifference(1.5))(of_gaps(2.0), seeds).threshold
+
+
+def test_a_rule_that_must_first_be_told_does_not_decide_without():
+    with pytest.raises(ValueError, match="auto"):
+        PplDifference("auto")(of_gaps(1.0))
+
+
+def test_chance_keeps_as_many_as_the_rule_whose_threshold_the_seeds_tell():
+    seeds, scored = of_gaps(3.0, 8.0, 5.0), of_gaps(1.0, 4.0, 2.0, 6.0)
+    selection = Select(Random(0, PplDifference("auto")))(scored, seeds)
+    assert 2 == len(selection.kept)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_auto_is_for_rules_that_have_a_threshold(tmp_path, name):
+    def build():
+        return built(tmp_path, f"selection={name}", "threshold=auto").select.rule
+
+    if issubclass(type(built(tmp_path, f"selection={name}", "threshold=0.1").select.rule), Threshold):
+        assert "auto" == build().threshold
+    elif name == "random":
+        assert "auto" == build().like.threshold
+    else:
+        with pytest.raises(ConfigError, match="`threshold` is auto, and .* has none that the seeds could tell"):
+            build()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["threshold=autp"], "`threshold` is 'autp'; give a number, or auto"),
+        (["threshold=true"], "`threshold` is True"),
+        (["threshold=auto", "+selection.recall=1.2"], "`selection.recall` is 1.2"),
+    ],
+)
+def test_what_is_no_threshold_is_refused(tmp_path, overrides, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        built(tmp_path, *overrides)

@@ -9,7 +9,7 @@ import pytest
 from tskd.artifacts import RunFolder
 from tskd.errors import EmptySelection, NoNewPrompts
 from tskd.records import Adapter, Expansion, Prompt, Response, Scored, Selection
-from tskd.stages.select import PplDifference
+from tskd.stages.select import PplDifference, Select
 from tskd.tuneshift import Stages, tuneshift
 
 SEEDS = [Prompt("a"), Prompt("b")]
@@ -35,7 +35,7 @@ def stages(calls=None, keep=lambda text: True, new=lambda index: [f"n{index}", f
         calls.setdefault("dropped", []).append([e.response.prompt.text for e in dropped])
         return Adapter(f"iteration_{index}/adapter", "t", len(corpus), 0.1)
 
-    return Stages(expand, answer, score, PplDifference(1.5), train)
+    return Stages(expand, answer, score, Select(PplDifference(1.5)), train)
 
 
 def test_seeds_are_asked_in_the_first_iteration_only():

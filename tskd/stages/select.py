@@ -4,6 +4,8 @@ A rule is any callable from scored responses to a ``Selection``. Most are a *cri
 a *cut*: at least a threshold (``Threshold``), the best few (``Top``), from a quantile up (``Quantile``). A criterion
 that is no number (infinite under both models, say) is never kept.
 
+Where a threshold is ``auto``, the seeds tell it, for they are what is to be kept.
+
 A rule of your own is one class in a file of yours, named by ``_target_``; a subclass of ``Threshold`` with a criterion
 can be ranked by, too. What it needs measured beside the two nlls, it names in ``measures`` (``tskd.modules.scorer``).
 """
@@ -12,8 +14,8 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import ImportString
 
@@ -21,12 +23,58 @@ from tskd.errors import ConfigError
 from tskd.records import Scored, Selection
 
 Rule = Callable[[Sequence[Scored]], Selection]
+AUTO: Literal["auto"] = "auto"
+MIN_SEEDS = 3  # fewer say too little of what is like them
+
+
+@runtime_checkable
+class ByTheSeeds(Protocol):
+    """A rule that the seeds can tell what to keep."""
+
+    def calibrated(self, of_seeds: Sequence[Scored]) -> Rule:
+        """The rule with each ``auto`` replaced by what ``of_seeds`` say."""
+
+
+@dataclass(frozen=True)
+class Select:
+    """The stage: what ``rule`` keeps, once the seeds have told it what it asks of them."""
+
+    rule: Rule
+
+    def __call__(self, scored: Sequence[Scored], of_seeds: Sequence[Scored]) -> Selection:
+        """Kept and dropped, each in the order given."""
+        rule = self.rule.calibrated(of_seeds) if isinstance(self.rule, ByTheSeeds) else self.rule
+        selection = rule(scored)
+        threshold = getattr(rule, "threshold", None)
+        return selection if threshold is None else replace(selection, threshold=threshold)
+
+
+def reached_by_seeds(values: Sequence[float], recall: float) -> float:
+    """The level that at least ``recall`` of prompts like the seeds reach, told by the seeds' own ``values``.
+
+    It is the k-th smallest, k = ⌊(1 - recall)(n + 1)⌋: whatever the distribution, one more prompt drawn as the n seeds
+    were reaches it with probability 1 - k/(n + 1) at least (split conformal prediction: Vovk, Gammerman & Shafer 2005).
+    Few seeds give no level for a high recall; it is then their smallest, which is reached with n/(n + 1).
+    Raises ``ConfigError`` where fewer than three values are numbers.
+    """
+    numbers = sorted(value for value in values if not math.isnan(value))
+    if len(numbers) < MIN_SEEDS:
+        raise ConfigError(
+            f"`threshold: auto` is told by the seeds, and {len(numbers)} of {len(values)} have a criterion that is a "
+            f"number; give at least {MIN_SEEDS} seeds, or a number for `threshold`."
+        )
+    return numbers[max(1, math.floor(round((1 - recall) * (len(numbers) + 1), 9))) - 1]
 
 
 def split(scored: Sequence[Scored], keep: Sequence[bool]) -> Selection:
     """Kept and dropped, each in the order given."""
     pairs = list(zip(scored, keep, strict=True))
     return Selection(tuple(e for e, kept in pairs if kept), tuple(e for e, kept in pairs if not kept))
+
+
+def shown(threshold: float | str) -> str:
+    """A threshold as it is written: 1.5, 1, auto."""
+    return threshold if isinstance(threshold, str) else f"{threshold:g}"
 
 
 @dataclass(frozen=True)
@@ -40,19 +88,32 @@ class KeepAll:
 
 @dataclass(frozen=True)
 class Threshold(ABC):
-    """Keep where the criterion is at least ``threshold``, which is in the criterion's unit."""
+    """Keep where the criterion is at least ``threshold``, which is in the criterion's unit.
 
-    threshold: float
+    ``auto`` is the level that ``recall`` of prompts like the seeds reach (``reached_by_seeds``); ours.
+    """
+
+    threshold: float | Literal["auto"]
+    recall: float = 0.8
     measures: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recall < 1:
+            raise ConfigError(f"`selection.recall` is {self.recall:g}; give a share above 0 and below 1.")
 
     @staticmethod
     @abstractmethod
     def criterion(example: Scored) -> float:
         """Larger where the example is more worth keeping; not a number where that cannot be told."""
 
+    def calibrated(self, of_seeds: Sequence[Scored]) -> Self:
+        if self.threshold != AUTO:
+            return self
+        return replace(self, threshold=reached_by_seeds([self.criterion(e) for e in of_seeds], self.recall))
+
     def __call__(self, scored: Sequence[Scored]) -> Selection:
-        """Kept and dropped, each in the order given."""
-        return split(scored, [self.criterion(example) >= self.threshold for example in scored])
+        """Kept and dropped, each in the order given. Raises ``ValueError`` where the threshold is still ``auto``."""
+        return split(scored, [self.criterion(example) >= float(self.threshold) for example in scored])
 
 
 @dataclass(frozen=True)
@@ -107,7 +168,8 @@ class InversePplDifference(Threshold):
     """
 
     def __post_init__(self) -> None:
-        if not -1 < self.threshold < 1:
+        super().__post_init__()
+        if self.threshold != AUTO and not -1 < self.threshold < 1:
             raise ConfigError(
                 f"`threshold` is {self.threshold:g}, and a difference of inverse perplexities is between -1 and 1; "
                 f"set it to 0.1, for example."
@@ -261,6 +323,9 @@ class Random:
     @property
     def measures(self) -> tuple[str, ...]:
         return getattr(self.like, "measures", ())
+
+    def calibrated(self, of_seeds: Sequence[Scored]) -> "Random":
+        return replace(self, like=self.like.calibrated(of_seeds)) if isinstance(self.like, ByTheSeeds) else self
 
     def __call__(self, scored: Sequence[Scored]) -> Selection:
         """Kept and dropped, each in the order given."""
