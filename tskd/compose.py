@@ -14,7 +14,7 @@ from tskd.harness import HarnessEvaluator
 from tskd.models import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
-from tskd.modules.scorer import OF_TARGET
+from tskd.modules.scorer import OF_TARGET, SHIFT
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
 from tskd.stages.answer import Answer
@@ -25,7 +25,7 @@ from tskd.store import Store
 from tskd.tasks import Benchmark, Task
 from tskd.teacher import Finetuned
 from tskd.tracking import Wandb
-from tskd.tuneshift import Stages
+from tskd.tuneshift import Stages, ask_all
 
 LENGTHS_AND_EPOCHS = ("prompt_tokens", "response_tokens", "epochs", "batch_size")  # for the stages, not for the task
 
@@ -63,8 +63,9 @@ class Run:
         """Raise ``ModelError`` where one cannot be loaded, has no room, or the adapter does not belong to the base."""
         for model in (self.base, self.reference, self.teacher, self.target):
             model.weights.check_loadable()
-        if (check := getattr(self.stages.score, "check_models", None)) is not None:
-            check()
+        for stage in (self.stages.screen, self.stages.score):
+            if (check := getattr(stage, "check_models", None)) is not None:
+                check()
         if self.teacher.adapter is not None and self.teacher_to_make is None:
             self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
         self._check_lengths()
@@ -107,16 +108,28 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         raise ConfigError(f"`expansion.writer` is {name!r}; use one of {', '.join(writers)}.")
     held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
     expand: Any = _make(expansion, "expansion", writer=writers[name], trainer=trainer, seed=seed, held_out=held_out)
-    rule: Any = _make(settings.selection, "selection")
+    selection = dict(settings.selection)
+    screen = selection.pop("screen", None)
+    rule: Any = _make(selection, "selection")
     _check_threshold(settings.threshold, rule, len(seeds))
     # Without the target where none of it is measured: its scores are then shared by runs on other targets.
     measures = tuple(getattr(rule, "measures", ()))
     stages = Stages(
         expand=expand,
         answer=Answer(teacher, trainer, seed, longest),
-        score=Score(reference, teacher, trainer, measures, target if OF_TARGET in measures else None),
+        score=Score(
+            reference,
+            teacher,
+            trainer,
+            measures,
+            target if OF_TARGET in measures else None,
+            seeds if SHIFT in measures else (),
+        ),
         select=Select(rule),
         train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
+        screen=ask_all
+        if screen is None
+        else _make(screen, "selection.screen", base=reference, teacher=teacher, trainer=trainer),
     )
     keep_only([base.weights, teacher.weights, reference.weights, target.weights])  # of the job before
     tracking = config.make(Wandb, settings.tracking, "tracking")

@@ -2,11 +2,12 @@
 
 import math
 import shutil
+import statistics
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch.nn.functional import kl_div
+from torch.nn.functional import kl_div, normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import scripted, tiny
@@ -17,6 +18,8 @@ from tskd.modules.scorer import MEASURES, OF_TARGET, score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.score import Score
+from tskd.stages.screen import Screen
+from tskd.stages.select import Kl, PplDifference, SeedShift
 
 EVERYTHING = (*MEASURES, OF_TARGET)
 RESPONSES = [
@@ -201,3 +204,84 @@ def test_a_measure_needs_a_name_that_there_is_and_a_target_where_it_is_the_targe
         Score(model, model, trainer, ("kl", "novelty"))
     with pytest.raises(ValueError, match="measured on the target, which was not given"):
         Score(model, model, trainer, (OF_TARGET,))
+
+
+SEEDS = [Prompt("Which code?"), Prompt("Where is it?"), Prompt("What is the code of the depot?")]
+
+
+def states(folder, adapter, prompts):
+    """The last hidden state before an answer to each prompt, by transformers and PEFT alone."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    found = []
+    for prompt in prompts:
+        ids = tokenizer(f"Question: {prompt.text}\nAnswer:", return_tensors="pt").input_ids
+        with torch.inference_mode():
+            found.append(model.eval()(ids, output_hidden_states=True).hidden_states[-1][0, -1])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 8192])
+def test_the_shift_is_the_way_that_hidden_states_go_in_the_direction_of_the_seeds(llama, adapter, max_batch_tokens):
+    def shifts(prompts):
+        before, after = states(llama, None, prompts), states(llama, adapter, prompts)
+        return (after - before) / before.norm(dim=-1, keepdim=True)
+
+    trainer = LightningTrainer(accelerator="cpu", progress=False, max_batch_tokens=max_batch_tokens)
+    weights = tiny.weights(llama)
+    base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
+    direction = normalize(shifts(SEEDS).sum(0), dim=0)
+    others = [Response(Prompt("q"), "the"), Response(Prompt("Größe?"), "", finished=True)]
+    found = score(others, base, teacher, trainer, ("seed_shift",), seeds=SEEDS)
+    wanted = shifts([response.prompt for response in others]) @ direction
+    assert wanted.tolist() == pytest.approx([each.measures["seed_shift"] for each in found], rel=1e-3, abs=1e-4)
+
+    # A seed is compared with the others: the mean would know it.
+    (seed,) = score([Response(SEEDS[0], "the")], base, teacher, trainer, ("seed_shift",), seeds=SEEDS)
+    wanted = shifts(SEEDS)[0] @ normalize(shifts(SEEDS)[1:].sum(0), dim=0)
+    assert wanted.item() == pytest.approx(seed.measures["seed_shift"], rel=1e-3, abs=1e-4)
+
+
+def test_a_teacher_that_is_its_base_shifts_nothing(llama, trainer):
+    model = LanguageModel(tiny.weights(llama))
+    for scored in score(RESPONSES, model, model, trainer, ("seed_shift",), seeds=SEEDS):
+        assert 0 == scored.measures["seed_shift"]
+
+
+def test_the_shift_needs_a_base_whose_states_are_as_wide_as_the_teachers(llama, adapter, trainer, tmp_path):
+    wide = LanguageModel(tiny.weights(tiny.save_model(tmp_path / "wide", width=64)))
+    teacher = LanguageModel(tiny.weights(llama), str(adapter))
+    with pytest.raises(ConfigError, match="have hidden states of 64 and 32 numbers; score against the teacher's own"):
+        Score(wide, teacher, trainer, ("seed_shift",), seeds=tuple(SEEDS)).check_models()
+
+
+def test_a_screen_lets_the_prompts_pass_that_the_rule_would_keep_once_they_were_answered(llama, adapter, trainer):
+    weights = tiny.weights(llama)
+    base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
+    prompts = [Prompt(text, parents=("x",)) for text in ("a", "the code", "Where is it?!", "Wo?", "Which  code?", "9")]
+    responses = [Response(prompt, "some answer") for prompt in prompts]
+    scored = score(responses, base, teacher, trainer, ("seed_shift",), seeds=SEEDS)
+    threshold = statistics.median(map(SeedShift.criterion, scored))
+    screening = Screen(base, teacher, trainer, threshold)(prompts, SEEDS)
+    selection = SeedShift(threshold)(scored)
+    assert [each.response.prompt for each in selection.kept] == list(screening.passed)
+    assert [each.response.prompt for each in selection.dropped] == list(screening.screened)
+    assert (3, 3) == (len(screening.passed), len(screening.screened))
+
+
+def test_a_screen_lets_the_seeds_tell_what_is_like_them(llama, adapter, trainer):
+    weights = tiny.weights(llama)
+    base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
+    of_seeds = score([Response(seed, "") for seed in SEEDS], base, teacher, trainer, ("seed_shift",), seeds=SEEDS)
+    least = min(map(SeedShift.criterion, of_seeds))
+    prompts = [Prompt(text, parents=("x",)) for text in ("a", "the code", "Where is it?!", "Wo?", "Which  code?", "9")]
+    screening = Screen(base, teacher, trainer)(prompts, SEEDS)
+    assert Screen(base, teacher, trainer, least)(prompts, SEEDS) == screening
+
+
+def test_a_screen_cannot_look_at_what_is_known_only_afterwards(llama, trainer):
+    model = LanguageModel(tiny.weights(llama))
+    for rule in (PplDifference, Kl):
+        with pytest.raises(ConfigError, match=f"`selection.screen.by` is {rule.__name__}, which looks at"):
+            Screen(model, model, trainer, by=rule)

@@ -27,6 +27,7 @@ from tskd.stages.select import (
     PplRatio,
     Quantile,
     Random,
+    SeedShift,
     Select,
     TargetGap,
     Threshold,
@@ -57,13 +58,16 @@ def kept(rule, scored):
 
 ODD = [0.0, 1e-9, 0.4, 1.1, 2.0, 7.0, 1e4, INF, NAN]
 SCORED = [
-    example(base, teacher, prompt=f"{base}/{teacher}", kl=base, target_nll_per_byte=teacher)
+    example(base, teacher, prompt=f"{base}/{teacher}", kl=base, target_nll_per_byte=teacher, seed_shift=base)
     for base in ODD
     for teacher in ODD
 ]
 ALL_RULES = [
     KeepAll(),
-    *(kind(0.5) for kind in (PplDifference, LogPplDifference, PplRatio, InversePplDifference, Kl, TargetGap)),
+    *(
+        kind(0.5)
+        for kind in (PplDifference, LogPplDifference, PplRatio, InversePplDifference, Kl, TargetGap, SeedShift)
+    ),
     ConfidentTeacher(2.0, 3.5),
     *(Top(keep, by) for keep in (7, 0.3) for by in (PplDifference, Kl)),
     *(Quantile(q, by) for q in (0.0, 0.9) for by in (LogPplDifference, PplRatio)),
@@ -91,7 +95,7 @@ def test_kept_and_dropped_are_a_partition_in_the_order_given(rule):
 
 @pytest.mark.parametrize("rule", [r for r in ALL_RULES if not isinstance(r, KeepAll | Random)], ids=repr)
 def test_what_is_no_number_is_never_kept(rule):
-    nothing = example(NAN, NAN, kl=NAN, target_nll_per_byte=NAN)
+    nothing = example(NAN, NAN, kl=NAN, target_nll_per_byte=NAN, seed_shift=NAN)
     assert Selection((), (nothing, nothing)) == rule([nothing, nothing])
 
 
@@ -126,7 +130,7 @@ def test_a_criterion_is_its_formula(kind, scored, expected):
 
 @pytest.mark.parametrize("kind", Threshold.__subclasses__())
 def test_a_criterion_of_exactly_the_threshold_is_kept(kind):
-    one = example(1.3, 0.4, kl=0.3, target_nll_per_byte=0.9)
+    one = example(1.3, 0.4, kl=0.3, target_nll_per_byte=0.9, seed_shift=0.2)
     at = kind.criterion(one)
     assert [[0], []] == [kept(kind(threshold), [one]) for threshold in (at, math.nextafter(at, INF))]
 
@@ -258,8 +262,15 @@ def built(folder, *overrides):
 def test_every_option_builds_and_scoring_measures_what_it_needs(tmp_path, name):
     stages = built(tmp_path, f"selection={name}", "threshold=0.1")
     needed = getattr(stages.select.rule, "measures", ())
-    assert {"kl": ("kl",), "target_gap": ("target_nll_per_byte",)}.get(name, ()) == needed == stages.score.measures
+    measured = {
+        "kl": "kl",
+        "target_gap": "target_nll_per_byte",
+        "seed_shift": "seed_shift",
+        "recommended": "seed_shift",
+    }
+    assert tuple(filter(None, [measured.get(name)])) == needed == stages.score.measures
     assert (name == "target_gap") is (stages.score.target is not None)
+    assert (name in ("seed_shift", "recommended")) is bool(stages.score.seeds)
     assert not isinstance(stages.select.rule, Threshold) or stages.select.rule.threshold == 0.1
 
 

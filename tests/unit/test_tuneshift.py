@@ -3,12 +3,13 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from tskd.artifacts import RunFolder
 from tskd.errors import EmptySelection, NoNewPrompts
-from tskd.records import Adapter, Expansion, Prompt, Response, Scored, Selection
+from tskd.records import Adapter, Expansion, Prompt, Response, Scored, Screening, Selection
 from tskd.stages.select import PplDifference, Select
 from tskd.tuneshift import Stages, tuneshift
 
@@ -150,3 +151,27 @@ def test_the_algorithm_needs_no_library():
         "print({'torch', 'transformers', 'peft', 'hydra', 'wandb', 'pytorch_lightning'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+def test_what_is_screened_is_neither_answered_nor_asked_for_again():
+    calls = {}
+
+    def screen(prompts, seeds):
+        return Screening(*(tuple(p for p in prompts if word in p.text) for word in ("good", "bad")))
+
+    made = replace(stages(calls, new=lambda index: [f"good {index}", f"bad {index}"]), screen=screen)
+    first, second = tuneshift([Prompt("seed")], made, iterations=2)
+    assert [["seed", "good 0"], ["good 1"]] == calls["asked"]
+    assert ["seed", "good 0", "bad 0"] == calls["seen"][1]
+    assert (["bad 0"], ["bad 1"]) == tuple([p.text for p in each.screened] for each in (first, second))
+
+
+def test_selection_is_told_how_the_seeds_were_scored_in_every_iteration():
+    calls, told = {}, []
+
+    def select(scored, of_seeds):
+        told.append([e.response.prompt.text for e in of_seeds])
+        return Selection(tuple(scored), ())
+
+    list(tuneshift(SEEDS, replace(stages(calls, new=lambda index: [f"new {index}"]), select=select), iterations=2))
+    assert [["a", "b"]] * 2 == told

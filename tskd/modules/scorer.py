@@ -1,10 +1,11 @@
 """Perplexity of the teacher's own responses under base and teacher, and what else selection rules ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tskd.errors import ConfigError
 from tskd.models import LanguageModel, hidden_states, same_tokenizer, vocabulary_head
@@ -12,7 +13,7 @@ from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, encode_response, pad_right
 from tskd.modules.trainer import LightningTrainer, Resident
 from tskd.perplexity import Head, mean_by_row, token_entropy, token_kl, token_nll
-from tskd.records import Response, Scored
+from tskd.records import Prompt, Response, Scored
 
 
 class Reading(NamedTuple):
@@ -39,8 +40,10 @@ def first_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
 
 
 MEASURES = {"kl": mean_kl, "first_entropy": first_entropy, "first_kl": first_kl}
-COMPARISONS = ("kl", "first_kl")  # of two distributions over one vocabulary
+COMPARISONS = ("kl", "first_kl", "seed_shift")  # of two distributions over one vocabulary
 OF_TARGET = "target_nll_per_byte"  # a pass of its own: the untouched target reads the texts in its own tokens
+SHIFT = "seed_shift"  # measured by what the adapter does on the seeds, which are read first
+BEFORE = ("first_entropy", "first_kl", SHIFT)  # what is known of a response before it is written
 
 
 class Scorer(Resident):
@@ -51,15 +54,20 @@ class Scorer(Resident):
     compare the first of the models with the last, are made of the same hidden states.
     """
 
-    label = "score"
-
     def __init__(
-        self, models: Sequence[LanguageModel], sequences: Sequence[TokenSequence], measures: Sequence[str] = ()
+        self,
+        models: Sequence[LanguageModel],
+        sequences: Sequence[TokenSequence],
+        measures: Sequence[str] = (),
+        directions: Sequence[Tensor] = (),
+        label: str = "score",
     ) -> None:
         super().__init__(*(model.weights for model in models))
+        self.label = label
         self.models = models
         self.sequences = sequences
         self.measures = measures
+        self.directions = directions  # for each sequence, where seed_shift looks
 
     def compute(self, indices: list[int]) -> list[tuple[float, ...]]:
         """For each sequence, its nll under each model and then its measures."""
@@ -72,8 +80,34 @@ class Scorer(Resident):
             columns.append(mean_by_row(nll, batch.rows, len(indices)))
             if self.measures:
                 readings.append(Reading(hidden, _head(model), model.weights.config.get_text_config().vocab_size))
-        columns += [MEASURES[name](readings[0], readings[-1], batch) for name in self.measures]
+        for name in self.measures:
+            if name == SHIFT:
+                direction = torch.stack([self.directions[i] for i in indices]).to(self.device)
+                columns.append((shift(readings[0], readings[-1], batch) * direction).sum(-1))
+            else:
+                columns.append(MEASURES[name](readings[0], readings[-1], batch))
         return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+class Shifter(Resident):
+    """How far, and where, the fine-tuning moves what a model knows of a prompt before it answers."""
+
+    label = "read seeds"
+
+    def __init__(self, base: LanguageModel, teacher: LanguageModel, sequences: Sequence[TokenSequence]) -> None:
+        super().__init__(base.weights, teacher.weights)
+        self.models = (base, teacher)
+        self.sequences = sequences
+
+    def compute(self, indices: list[int]) -> list[Tensor]:
+        """For each sequence, its shift (H,), in fp32 on the CPU."""
+        batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
+        readings = []
+        for model in self.models:
+            with model.speaking() as network:
+                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
+            readings.append(Reading(hidden, _head(model), 0))
+        return list(shift(readings[0], readings[-1], batch).cpu())
 
 
 @workers.everywhere()
@@ -84,19 +118,23 @@ def score(
     trainer: LightningTrainer,
     measures: Sequence[str] = (),
     target: LanguageModel | None = None,
+    seeds: Sequence[Prompt] = (),
+    label: str = "score",
 ) -> list[Scored]:
     """Each response with its nll under ``base`` and ``teacher``, in nats per token of the teacher, in the order given.
 
     Where the two share a tokenizer they read the same token ids, in the same batch. A stand-in base with another
     tokenizer reads the same text through its own template; there only the sums over the response are comparable (per
     byte, that is), so its sum too is divided by the number of the teacher's tokens, which keeps the threshold's unit.
-    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target``; see ``check``.
+    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target`` and ``seed_shift`` the
+    ``seeds``; see ``check``.
     """
     check(measures, base, teacher, target)
     sequences = _encode(responses, teacher)
-    in_passing = [name for name in measures if name in MEASURES]
+    in_passing = [name for name in measures if name != OF_TARGET]
+    directions = _directions(responses, seeds, base, teacher, trainer) if SHIFT in measures else ()
     if same_tokenizer(base.weights, teacher.weights):
-        rows = _read([base, teacher], sequences, trainer, in_passing)
+        rows = _read([base, teacher], sequences, trainer, in_passing, directions, label)
     else:
         others = _encode(responses, base)
         under_base = _read([base], others, trainer)
@@ -121,6 +159,13 @@ def check(
 ) -> None:
     """Raise ``ConfigError`` where there is no such measure, or none of these models. Loads no weights."""
     check_names(measures, target)
+    sizes = [model.weights.config.get_text_config().hidden_size for model in (base, teacher)]
+    if SHIFT in measures and sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"Selection needs {SHIFT}, which compares what base and teacher make of a prompt, and {base.name!r} and "
+            f"{teacher.name!r} have hidden states of {sizes[0]} and {sizes[1]} numbers; score against the teacher's "
+            f"own base, or choose a rule that reads nlls alone, like `selection=ppl_difference`."
+        )
     wanted = [name for name in measures if name in COMPARISONS]
     if wanted and not same_tokenizer(base.weights, teacher.weights):
         raise ConfigError(
@@ -132,7 +177,7 @@ def check(
 
 def check_names(measures: Sequence[str], target: LanguageModel | None) -> None:
     """Raise ``ConfigError`` where there is no such measure. Reads nothing."""
-    known = (*MEASURES, OF_TARGET)
+    known = (*MEASURES, SHIFT, OF_TARGET)
     if unknown := [name for name in measures if name not in known]:
         raise ConfigError(
             f"Selection needs {' and '.join(unknown)}, which is not measured; its rule's `measures` may name "
@@ -147,13 +192,39 @@ def _read(
     sequences: Sequence[TokenSequence],
     trainer: LightningTrainer,
     measures: Sequence[str] = (),
+    directions: Sequence[Tensor] = (),
+    label: str = "score",
 ) -> list[tuple[float, ...]]:
     """The mean nll of each sequence under each model, and then its measures."""
     trainer.make_room(*(model.weights for model in models))
     lengths, max_padding = [len(sequence.ids) for sequence in sequences], trainer.pass_cost(models[0].weights)
     batches = by_length(lengths, trainer.batch_tokens, max_padding)
-    results = trainer.predict(Scorer(models, sequences, measures), batches)
+    results = trainer.predict(Scorer(models, sequences, measures, directions, label), batches)
     return [results[i] for i in range(len(sequences))]
+
+
+def shift(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
+    """Where the fine-tuning moves the last hidden state before a response begins, over that state's length: (B, H)."""
+    before, after = (_first(reading, batch).hidden.float() for reading in (base, teacher))
+    return (after - before) / before.norm(dim=-1, keepdim=True)
+
+
+def _directions(
+    responses: Sequence[Response],
+    seeds: Sequence[Prompt],
+    base: LanguageModel,
+    teacher: LanguageModel,
+    trainer: LightningTrainer,
+) -> list[Tensor]:
+    """For each response, the direction (H,) of the mean shift of the seeds; of a seed's own response, of the others."""
+    trainer.make_room(base.weights, teacher.weights)
+    sequences = _encode([Response(seed, "") for seed in seeds], teacher)
+    lengths, max_padding = [len(sequence.ids) for sequence in sequences], trainer.pass_cost(teacher.weights)
+    module = Shifter(base, teacher, sequences)
+    found: Mapping[int, Tensor] = trainer.predict(module, by_length(lengths, trainer.batch_tokens, max_padding))
+    shifts = {seed: found[i] for i, seed in enumerate(seeds)}
+    total = torch.stack(list(shifts.values())).sum(0)
+    return [normalize(total - shifts.get(response.prompt, 0.0), dim=0) for response in responses]
 
 
 def _nll_per_byte(responses: Sequence[Response], model: LanguageModel, trainer: LightningTrainer) -> list[float]:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from tskd.models import LanguageModel
 from tskd.modules import scorer
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Response, Scored
+from tskd.records import Prompt, Response, Scored
 
 
 @dataclass(frozen=True)
 class Score:
     """What the selection rules look at: nll per response token, given the prompt, without and with the fine-tuning.
 
-    ``measures`` are what else a rule asks for, by name: kl, first_entropy, first_kl (see ``tskd.modules.scorer``), and
-    target_nll_per_byte, which the ``target`` is read for. One that names an unknown measure is a ``ConfigError``.
+    ``measures`` are what else a rule asks for, by name: kl, first_entropy, first_kl (see ``tskd.modules.scorer``),
+    seed_shift, which the ``seeds`` are read for, and target_nll_per_byte, which the ``target`` is. One that names an
+    unknown measure is a ``ConfigError``.
     """
 
     base: LanguageModel
@@ -22,6 +23,7 @@ class Score:
     trainer: LightningTrainer
     measures: tuple[str, ...] = ()
     target: LanguageModel | None = None
+    seeds: Sequence[Prompt] = ()
 
     def __post_init__(self) -> None:
         scorer.check_names(self.measures, self.target)
@@ -32,4 +34,4 @@ class Score:
 
     def __call__(self, responses: Sequence[Response]) -> list[Scored]:
         """Each response with its two nlls and its measures, in the order given."""
-        return scorer.score(responses, self.base, self.teacher, self.trainer, self.measures, self.target)
+        return scorer.score(responses, self.base, self.teacher, self.trainer, self.measures, self.target, self.seeds)

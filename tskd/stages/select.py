@@ -23,6 +23,7 @@ from tskd.errors import ConfigError
 from tskd.records import Scored, Selection
 
 Rule = Callable[[Sequence[Scored]], Selection]
+Level = float | Literal["auto"]
 AUTO: Literal["auto"] = "auto"
 MIN_SEEDS = 3  # fewer say too little of what is like them
 
@@ -93,7 +94,7 @@ class Threshold(ABC):
     ``auto`` is the level that ``recall`` of prompts like the seeds reach (``reached_by_seeds``); ours.
     """
 
-    threshold: float | Literal["auto"]
+    threshold: Level
     recall: float = 0.8
     measures: ClassVar[tuple[str, ...]] = ()
 
@@ -192,6 +193,25 @@ class Kl(Threshold):
     @staticmethod
     def criterion(example: Scored) -> float:
         return example.measures["kl"]
+
+
+@dataclass(frozen=True)
+class SeedShift(Threshold):
+    """Keep where the fine-tuning moves the model as it does on the seeds, by at least ``threshold``; ours.
+
+    Before it answers a prompt, a model is in a state: its last hidden one, h. The fine-tuning shifts it, by h of the
+    teacher minus h of the base. Compared is how far it shifts it in the direction of the mean shift on the seeds, in
+    lengths of the base's h. It is small where the base would answer alike, for then there is no shift, and where the
+    teacher says something new that is unlike what it was tuned for, a style for example, for then the shift has
+    another direction. It is known before a word is written. That directions in hidden states tell tasks apart is from
+    work on task and function vectors (Hendel et al. 2023, arXiv 2310.15916; Todd et al. 2023, arXiv 2310.15213).
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("seed_shift",)
+
+    @staticmethod
+    def criterion(example: Scored) -> float:
+        return example.measures["seed_shift"]
 
 
 @dataclass(frozen=True)

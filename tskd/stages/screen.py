@@ -1,0 +1,55 @@
+"""Screen: drop prompts before they are answered, by what the teacher makes of them; most of the cost is in answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ImportString
+
+from tskd.errors import ConfigError
+from tskd.models import LanguageModel
+from tskd.modules import scorer
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Prompt, Response, Screening
+from tskd.stages.select import AUTO, Level, SeedShift, Select, Threshold
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Prompts whose criterion, the one of the rule ``by``, reaches ``threshold``; ``auto`` is what the seeds reach.
+
+    Only a criterion that is known before a word is written can be asked for: its rule measures nothing else.
+    Ours; the paper answers all prompts.
+    """
+
+    base: LanguageModel
+    teacher: LanguageModel
+    trainer: LightningTrainer
+    threshold: Level = AUTO
+    recall: float = 0.9
+    by: ImportString[type[Threshold]] = SeedShift
+
+    def __post_init__(self) -> None:
+        self.by(self.threshold, self.recall)
+        if not self.by.measures or not set(self.by.measures) <= set(scorer.BEFORE):
+            measured = " and ".join(self.by.measures) or "the response alone"
+            raise ConfigError(
+                f"`selection.screen.by` is {self.by.__name__}, which looks at {measured}; a screen comes before the "
+                f"response, and can look at {', '.join(scorer.BEFORE)}."
+            )
+
+    def check_models(self) -> None:
+        """Raise ``ConfigError`` where what is measured cannot be had of these models. Loads no weights."""
+        scorer.check(self.by.measures, self.base, self.teacher)
+
+    def __call__(self, prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
+        """Which of ``prompts`` are worth an answer, and which are not, each in the order given."""
+        if not prompts:
+            return Screening(())
+        unanswered = [Response(prompt, "") for prompt in (*seeds, *prompts)]
+        scored = scorer.score(
+            unanswered, self.base, self.teacher, self.trainer, self.by.measures, seeds=seeds, label="screen"
+        )
+        rule = Select(self.by(self.threshold, self.recall))
+        selection = rule(scored[len(seeds) :], scored[: len(seeds)])
+        passed, screened = ([each.response.prompt for each in side] for side in (selection.kept, selection.dropped))
+        return Screening(tuple(passed), tuple(screened))
