@@ -26,6 +26,7 @@ from tskd.tasks import Benchmark, Task
 from tskd.teacher import Finetuned
 from tskd.tracking import Wandb
 from tskd.tuneshift import Stages, ask_all
+from tskd.writers import LocalWriter, Writer
 
 LENGTHS_AND_EPOCHS = ("prompt_tokens", "response_tokens", "epochs", "batch_size")  # for the stages, not for the task
 
@@ -55,13 +56,18 @@ class Run:
 
     @property
     def models(self) -> dict[str, LanguageModel]:
-        """By the name of their place in the configuration."""
+        """By the name of their place in the configuration; the writer of prompts where it is none of the others."""
         roles = {"base": self.base, "teacher": self.teacher, "target": self.target}
-        return roles if self.reference is self.base else roles | {"base_for_scoring": self.reference}
+        if self.reference is not self.base:
+            roles["base_for_scoring"] = self.reference
+        writer = getattr(self.stages.expand, "writer", None)
+        if isinstance(writer, LocalWriter) and writer.model not in roles.values():
+            roles["writer"] = writer.model
+        return roles
 
     def check_models(self) -> None:
         """Raise ``ModelError`` where one cannot be loaded, has no room, or the adapter does not belong to the base."""
-        for model in (self.base, self.reference, self.teacher, self.target):
+        for model in self.models.values():
             model.weights.check_loadable()
         for stage in (self.stages.screen, self.stages.score):
             if (check := getattr(stage, "check_models", None)) is not None:
@@ -73,7 +79,7 @@ class Run:
     def _check_lengths(self) -> None:
         """What is known before the run must fit each model that reads it: seeds, requests for more, questions."""
         room = self.settings.task["response_tokens"]
-        for model in self.models.values():
+        for model in (self.base, self.reference, self.teacher, self.target):
             longest = max(len(encode_prefix(model, model.template.prefix(seed))) for seed in self.seeds)
             check_context(model, longest + room, f"The longest seed, with a response of {room} tokens,")
         if (check := getattr(self.stages.expand, "check_lengths", None)) is not None:
@@ -103,11 +109,9 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     lora = config.make(LoraSettings, training["lora"], "training.lora")
     replay = config.make(Replay, training["replay"], "training.replay")
     expansion = dict(settings.expansion)
-    writers = {"base": base, "teacher": teacher, "target": target}
-    if (name := expansion.pop("writer", "base")) not in writers:
-        raise ConfigError(f"`expansion.writer` is {name!r}; use one of {', '.join(writers)}.")
+    writer = _writer(expansion.pop("writer", "base"), {"base": base, "teacher": teacher, "target": target}, trainer)
     held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
-    expand: Any = _make(expansion, "expansion", writer=writers[name], trainer=trainer, seed=seed, held_out=held_out)
+    expand: Any = _make(expansion, "expansion", writer=writer, seed=seed, held_out=held_out)
     selection = dict(settings.selection)
     screen = selection.pop("screen", None)
     rule: Any = _make(selection, "selection")
@@ -131,9 +135,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         if screen is None
         else _make(screen, "selection.screen", base=reference, teacher=teacher, trainer=trainer),
     )
-    keep_only([base.weights, teacher.weights, reference.weights, target.weights])  # of the job before
     tracking = config.make(Wandb, settings.tracking, "tracking")
-    return Run(
+    run = Run(
         settings=settings,
         base=base,
         reference=reference,
@@ -151,6 +154,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             None if settings.store in (None, False, "off") else Path(str(settings.store)), settings.store_limit_gb
         ),
     )
+    keep_only([model.weights for model in run.models.values()])  # of the job before
+    return run
 
 
 def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
@@ -206,6 +211,21 @@ def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[Langua
     recipe = config.make(Finetuned, node, "teacher")
     folder = recipe.folder_for(base.checkpoint, task)
     return LanguageModel(base, str(folder)), None if recipe.is_made(folder) else recipe
+
+
+def _writer(node: Any, roles: Mapping[str, LanguageModel], trainer: LightningTrainer) -> Writer:
+    """Who writes new prompts: the model of a role, another checkpoint, or what a ``_target_`` names."""
+    if isinstance(node, Mapping) and "_target_" in node:
+        writer: Writer = _make(node, "expansion.writer")
+        return writer
+    if isinstance(node, Mapping) and "checkpoint" in node:
+        return LocalWriter(LanguageModel(_weights(node, "expansion.writer")), trainer)
+    if not isinstance(node, str) or node not in roles:
+        raise ConfigError(
+            f"`expansion.writer` is {node!r}; use one of {', '.join(roles)}, or choose another model with "
+            f"`model@expansion.writer.checkpoint=`."
+        )
+    return LocalWriter(roles[node], trainer)
 
 
 def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:

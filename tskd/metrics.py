@@ -12,6 +12,7 @@ Row = dict[str, float | int | None]
 METRICS = {
     "prompts/new": "prompts that expansion wrote and nobody had written before",
     "prompts/duplicates": "drafts that repeat a prompt seen before, kept or dropped",
+    "prompts/near_duplicates": "drafts that nearly repeat one, where `expansion.max_rouge_l` is set",
     "prompts/malformed": "drafts without one finished prompt in them",
     "prompts/held_out": "drafts that repeat a held-out question, and are dropped for it",
     "prompts/screened": "new prompts that a screen found not worth an answer",
@@ -54,6 +55,7 @@ def iteration_metrics(iteration: Iteration, private: Sequence[bool | None]) -> R
     row: Row = {
         "prompts/new": len(iteration.expansion.prompts),
         "prompts/duplicates": iteration.expansion.duplicates,
+        "prompts/near_duplicates": iteration.expansion.near_duplicates,
         "prompts/malformed": iteration.expansion.malformed,
         "prompts/held_out": iteration.expansion.held_out,
         "prompts/screened": len(iteration.screened),

@@ -35,11 +35,12 @@ from tskd.stages.train import Replay, TrainLora
 from tskd.tasks import Benchmark
 from tskd.teacher import Finetuned
 from tskd.tuneshift import Stages, ask_all, tuneshift
+from tskd.writers import LocalWriter
 
 Text = Prompt | Response
 Models = Sequence[LanguageModel]
 UNWRITTEN = "(not written yet)"  # the text of a response, and the first parent of a prompt, that stand for one to come
-BOUNDS = ("writer", "num_drafts", "num_exemplars", "max_new_tokens")  # what an expansion must have
+BOUNDS = ("writer", "num_drafts", "drawn", "max_new_tokens", "longest")  # what an expansion must have
 failed: list[str] = []  # why runs that this process has planned cannot come to their end
 
 
@@ -155,10 +156,11 @@ class Plan:
     def expand(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         self.iteration = index
         stage: Any = self.run.stages.expand
-        requests = self._requests(stage, pool)
-        found, seconds = self._look("expand", [stage.writer], stage, pool, seen, index)
+        models = [stage.writer.model] if isinstance(stage.writer, LocalWriter) else []  # it may be elsewhere
+        requests = self._requests(stage, models, pool)
+        found, seconds = self._look("expand", models, stage, pool, seen, index)
         writes = Count(stage.num_drafts * stage.max_new_tokens, True) if found is None else Count(found.tokens)
-        self._note("expand", [stage.writer], requests, writes, seconds)
+        self._note("expand", models, requests, writes, seconds)
         self.is_known = found is not None
         turns = max((seed.context for seed in self.run.seeds), key=lambda turns: sum(len(t.content) for t in turns))
         return found or Expansion(tuple(Prompt("", turns, index, (UNWRITTEN, str(n))) for n in range(stage.num_drafts)))
@@ -234,9 +236,11 @@ class Plan:
                 again = sizes[0].to_read(texts, first + replay.max_new_tokens, bound, True)
                 recomputes = training.lora.gradient_checkpointing
                 working = [again, sizes[0].to_train(step, longest, bound // KEPT, recomputes)]
-            memory = sum(size.weights for size in self.sizes.values()) + max(working)
+            memory = sum(size.weights for size in self.sizes.values()) + max(working, default=0)
         names = (next((role for role, each in roles if each == model), "target") for model in models)
-        self.work.append(Work(self.iteration, stage, ", ".join(names), items, reads, writes, memory, seconds))
+        self.work.append(
+            Work(self.iteration, stage, ", ".join(names) or "writer", items, reads, writes, memory, seconds)
+        )
 
     def _reading(self, models: Models, texts: Sequence[Text], times: int = 1, added: int = 0) -> Reading:
         """How many texts, tokens in all if each of ``models`` reads them so often, and tokens of the longest."""
@@ -247,14 +251,16 @@ class Plan:
         lengths = [self._length(model, text) for model in models for text in texts]
         return items, Count(times * sum(lengths), any(map(_is_unwritten, texts))), max(lengths, default=0) + added
 
-    def _requests(self, stage: Any, pool: Sequence[Prompt]) -> Reading:
-        """The same of the few-shot requests, each as long as the longest that can be drawn from ``pool``."""
-        model, new, drafts = stage.writer, stage.max_new_tokens, Count(stage.num_drafts, not self.is_known)
-        if model.weights not in self.sizes:
+    def _requests(self, stage: Any, models: Models, pool: Sequence[Prompt]) -> Reading:
+        """The same of the requests for new prompts, each as long as the longest that can be made of ``pool``."""
+        new, drafts = stage.max_new_tokens, Count(stage.num_drafts, not self.is_known)
+        if not models or models[0].weights not in self.sizes:
             return drafts, None, 0
-        lengths = {p: new if _is_unwritten(p) else len(encode_prefix(model, p.text)) for p in pool}
-        shown = sorted(pool, key=lengths.__getitem__)[-stage.num_exemplars :]
-        longest = len(encode_prefix(model, model.template.few_shot(shown))) + new * sum(map(_is_unwritten, shown))
+
+        def length(shown: Sequence[Prompt]) -> int:
+            return len(encode_prefix(models[0], stage.longest(shown))) + new * sum(map(_is_unwritten, shown))
+
+        longest = length(sorted(pool, key=lambda prompt: length([prompt]))[-stage.drawn :])
         return drafts, Count(drafts.number * longest, True), longest + new
 
     def _length(self, model: LanguageModel, text: Text) -> int:

@@ -60,6 +60,7 @@ class Expansion:
     malformed: int = 0
     held_out: int = 0
     tokens: int = 0
+    near_duplicates: int = 0
 
 
 @dataclass(frozen=True, slots=True)

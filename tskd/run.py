@@ -132,12 +132,13 @@ def run_metrics(
     for name in (
         "prompts/new",
         "prompts/duplicates",
+        "prompts/near_duplicates",
         "prompts/malformed",
         "prompts/held_out",
         "prompts/screened",
         *(k for k in rows[-1] if k.startswith("cost/")),
     ):
-        result[name] = sum(row.get(name) or 0 for row in rows)
+        result[name] = sum(row.get(name) or 0 for row in rows)  # a run of an earlier version has fewer
     for voice, accuracies in before.items():
         result[f"eval/{voice.split()[0]}_accuracy"] = mean_accuracy(accuracies)
     result["iterations"] = len(history)
@@ -283,6 +284,8 @@ def _header(run: Run) -> dict[str, str]:
     }
     if run.reference is not run.base:
         header["reference"] = f"{run.reference.name}, a stand-in for the base"
+    if "writer" in run.models:
+        header["writer"] = f"{run.models['writer'].name} ({run.models['writer'].weights.checkpoint.path})"
     if isinstance(run.task, Benchmark):
         header["split"] = run.task.note
     return header

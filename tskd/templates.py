@@ -1,9 +1,10 @@
-"""How a prompt, a response and a few-shot request become text.
+"""How a prompt, a response and a request for a new prompt become text.
 
 A template gives the *prefix* that a model reads and the *continuation* that it writes; they are tokenised apart and
 joined as token ids, so the border between prompt and response is exact whatever the tokenizer would merge across it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,13 +15,34 @@ from tskd.records import Message, Prompt
 LIST_HEADER = "Here are prompts of one kind."
 LIST_MARK = "\n\nPrompt:"
 LIST_REQUEST = "Write one more prompt of the same kind, with other content. Reply with the new prompt alone."
+REWRITTEN = "Rewritten prompt:"
+PLACEHOLDER = "\u241f"  # a character that no template has, to see what stands around a text
 
 # Templates that print today's date (Llama 3.2) get one and the same, so that a seed gives the same prompts tomorrow;
 # those that let a model think first (Qwen 3) are asked for the answer.
 _FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
-class Template(Protocol):
+class Requests(Protocol):
+    """The ways to ask for a new prompt. Each gives the text that a writer reads before it writes one."""
+
+    def few_shot(self, exemplars: Sequence[Prompt]) -> str:
+        """For one more prompt like the exemplars."""
+
+    def numbered_list(self, exemplars: Sequence[Prompt]) -> str:
+        """For the next item of a numbered list, by going on with plain text."""
+
+    def opening(self, context: Sequence[Message]) -> str:
+        """For any prompt: what stands before the text of a user who speaks after ``context``."""
+
+    def closing(self) -> str | None:
+        """What stands behind a user's text, if anything does."""
+
+    def rewrite(self, prompt: Prompt, operation: str) -> str:
+        """For ``prompt`` in another form; ``operation`` goes on from "rewrite it, to …"."""
+
+
+class Template(Requests, Protocol):
     """``adds_special_tokens``: whether the tokenizer still has to put its start token before a prefix."""
 
     adds_special_tokens: bool
@@ -31,16 +53,13 @@ class Template(Protocol):
     def continuation(self, text: str) -> str:
         """What the model writes when ``text`` is its response."""
 
-    def few_shot(self, exemplars: Sequence[Prompt]) -> str:
-        """What the model reads before it writes one more prompt like the exemplars."""
-
     def end_token(self) -> int:
         """The id of the token that ends a response."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """For base models: question, answer; a new prompt continues a list (as in Trans-LoRA, section 3)."""
+    """For base models: question, answer; a new prompt goes on with a text."""
 
     tokenizer: Any
     adds_special_tokens = True
@@ -54,7 +73,19 @@ class Plain:
         return " " + text
 
     def few_shot(self, exemplars: Sequence[Prompt]) -> str:
-        return _list_of(exemplars) + LIST_MARK
+        return list_of(exemplars) + LIST_MARK
+
+    def numbered_list(self, exemplars: Sequence[Prompt]) -> str:
+        return numbered(exemplars)
+
+    def opening(self, context: Sequence[Message]) -> str:
+        return "".join(map(self._turn, context)) + "Question:"
+
+    def closing(self) -> str | None:
+        return "\nAnswer:"
+
+    def rewrite(self, prompt: Prompt, operation: str) -> str:
+        return f"The prompt below was rewritten, to {operation}.{_item(prompt)}\n\n{REWRITTEN}"
 
     def end_token(self) -> int:
         return int(self.tokenizer.eos_token_id)
@@ -78,18 +109,37 @@ class Chat:
         return text
 
     def few_shot(self, exemplars: Sequence[Prompt]) -> str:
-        return self._render([Message("user", f"{_list_of(exemplars)}\n\n{LIST_REQUEST}")])
+        return self._render([Message("user", few_shot_request(exemplars))])
+
+    def numbered_list(self, exemplars: Sequence[Prompt]) -> str:
+        return str(self.tokenizer.decode(self.tokenizer("").input_ids)) + numbered(exemplars)  # after its start token
+
+    def opening(self, context: Sequence[Message]) -> str:
+        # A space before the text belongs to the text, for the reason given in `Plain.continuation`.
+        return self._around_last([*context, Message("user", PLACEHOLDER)])[0].rstrip(" ")
+
+    def closing(self) -> str | None:
+        return self._around_last([Message("user", PLACEHOLDER)])[1].strip() or None
+
+    def rewrite(self, prompt: Prompt, operation: str) -> str:
+        return self._render([Message("user", rewrite_request(prompt, operation))])
 
     def end_token(self) -> int:
         # The end of a turn is often not `eos_token` (Llama-3 base tokenizers, Gemma): ask the template itself.
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\u241f"}]
-        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **_FIXED)
-        after = self.tokenizer(rendered.rpartition("\u241f")[2].lstrip(), add_special_tokens=False).input_ids
+        closing = self._around_last([Message("user", "x"), Message("assistant", PLACEHOLDER)])[1]
+        after = self.tokenizer(closing.lstrip(), add_special_tokens=False).input_ids
         return int(after[0]) if after else int(self.tokenizer.eos_token_id)
 
-    def _render(self, turns: Sequence[Message]) -> str:
+    def _around_last(self, turns: Sequence[Message]) -> tuple[str, str]:
+        """What stands before and behind the text of the last turn, which is the placeholder."""
+        before, _, after = self._render(turns, opens_answer=False).rpartition(PLACEHOLDER)
+        return before, after
+
+    def _render(self, turns: Sequence[Message], opens_answer: bool = True) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_FIXED)
+        rendered = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=opens_answer, **_FIXED
+        )
         return str(rendered)
 
 
@@ -106,6 +156,31 @@ def template_for(tokenizer: Any, kind: str) -> Template:
     return Chat(tokenizer) if has_chat and kind != "plain" else Plain(tokenizer)
 
 
+def few_shot_request(exemplars: Sequence[Prompt]) -> str:
+    """What a chat model is asked, for one more prompt like the exemplars."""
+    return f"{list_of(exemplars)}\n\n{LIST_REQUEST}"
+
+
+def rewrite_request(prompt: Prompt, operation: str) -> str:
+    """What a chat model is asked, for ``prompt`` in another form."""
+    return f"Rewrite the prompt below, to {operation}. Reply with the rewritten prompt alone.{_item(prompt)}"
+
+
+def list_of(exemplars: Sequence[Prompt]) -> str:
+    return LIST_HEADER + "".join(map(_item, exemplars))
+
+
+def numbered(exemplars: Sequence[Prompt]) -> str:
+    """A list of twice as many items as there are exemplars (five of ten in Trans-LoRA), open where they end."""
+    texts = [_without(r"\d+[.]", exemplar.text) for exemplar in exemplars]
+    items = [f"{number_mark(number)} {text}" for number, text in enumerate(texts, 1)]
+    return "".join([f"Here are {2 * len(texts)} examples:", *items, number_mark(len(texts) + 1)])
+
+
+def number_mark(number: int) -> str:
+    return f"\n\n{number}."
+
+
 def first_prompt(draft: str) -> str | None:
     """The one new prompt in what a model wrote after a few-shot request, or None where there is none.
 
@@ -115,5 +190,10 @@ def first_prompt(draft: str) -> str | None:
     return text.removeprefix("Prompt:").strip() or None
 
 
-def _list_of(exemplars: Sequence[Prompt]) -> str:
-    return LIST_HEADER + "".join(f"{LIST_MARK} {exemplar.text}" for exemplar in exemplars)
+def _item(prompt: Prompt) -> str:
+    return f"{LIST_MARK} {_without('Prompt:', prompt.text)}"
+
+
+def _without(mark: str, text: str) -> str:
+    """``text`` without blank lines before ``mark``: with them, it would look as if it were two items of a list."""
+    return re.sub(rf"\n\n+(?={mark})", "\n", text)

@@ -94,7 +94,8 @@ def _ran_dry(done: Sequence[Iteration]) -> bool:
 def _nothing_new(num_seeds: int, expansion: Expansion) -> str:
     return (
         f"Expansion wrote no new prompt: of {expansion.drafts} drafts from {num_seeds} seeds, {expansion.duplicates} "
-        f"were repeats, {expansion.held_out} held-out questions and {expansion.malformed} unusable. "
+        f"were repeats, {expansion.near_duplicates} near-duplicates, {expansion.held_out} held-out questions and "
+        f"{expansion.malformed} unusable. "
         f"Give more varied seeds, raise `expansion.num_drafts` or `expansion.temperature`, or let another model write "
         f"(`expansion.writer`)."
     )

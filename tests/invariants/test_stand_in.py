@@ -140,7 +140,7 @@ def test_the_configuration_puts_it_in_the_bases_place_for_scoring_alone(
     run = built(llama, adapter, tmp_path, "base_for_scoring=smollm2_135m", *stand_in)
     run.check_models()
     assert ("llama3", "smollm2_135m") == (run.base.name, run.reference.name)
-    assert run.base.weights is run.teacher.weights is run.stages.expand.writer.weights
+    assert run.base.weights is run.teacher.weights is run.stages.expand.writer.model.weights
     expected = score(RESPONSES, LanguageModel(tiny.weights(merging)), teacher, trainer)
     assert expected == run.stages.score(RESPONSES)
 

@@ -35,7 +35,7 @@ def new(*texts):
 
 def test_no_new_prompt_says_what_was_drafted_and_which_settings_change_it():
     said = (
-        "of 9 drafts from 1 seeds, 6 were repeats, 0 held-out questions and 3 unusable. "
+        "of 9 drafts from 1 seeds, 6 were repeats, 0 near-duplicates, 0 held-out questions and 3 unusable. "
         ".*`expansion.num_drafts`.*`expansion.writer`"
     )
     with pytest.raises(NoNewPrompts, match=said):

@@ -34,7 +34,6 @@ class Silent:
     """An expansion of a user's own, which takes what every one is given."""
 
     writer: object
-    trainer: object
     seed: int
     held_out: frozenset[str]
 

@@ -17,6 +17,7 @@ from tskd.stages.expand import FewShot
 from tskd.stages.score import Score
 from tskd.stages.train import Replay, TrainLora
 from tskd.templates import LIST_MARK
+from tskd.writers import LocalWriter
 
 SYSTEM = (Message("system", "s"),)
 POOL = [Prompt("one"), Prompt("two", SYSTEM), Prompt("three"), Prompt("four", SYSTEM)]
@@ -34,7 +35,7 @@ def letters(tmp_path_factory):
 
 def expand(writer, trainer, *, seen=(), index=0, pool=POOL, **settings):
     settings = {"seed": 0, "num_drafts": 40, "num_exemplars": 2, "max_new_tokens": 8, **settings}
-    return FewShot(writer, trainer, **settings)(pool, [*pool, *seen], index)
+    return FewShot(LocalWriter(writer, trainer), **settings)(pool, [*pool, *seen], index)
 
 
 def test_expansion_leaves_out_what_was_seen_whatever_its_case_and_space(letters, trainer):
@@ -76,7 +77,7 @@ def test_drafts_of_one_request_follow_the_same_exemplars_by_keys_of_their_own(le
         asked.extend(requests)
         return [Generation("", True, 1)] * len(requests)
 
-    monkeypatch.setattr("tskd.stages.expand.generate", generate)
+    monkeypatch.setattr("tskd.writers.generate", generate)
     expand(letters, trainer, num_drafts=31, drafts_per_request=3)
     assert all(request.ids == asked[draft - draft % 3].ids for draft, request in enumerate(asked))
     assert len({request.ids for request in asked}) > 3

@@ -1,67 +1,103 @@
-"""1. Expand: from a few prompts to many, by showing a model some and letting it write one more."""
+"""1. Expand: from a few prompts to many.
 
+A strategy says what a writer reads before it writes one more prompt, made from prompts of the pool, and how that prompt
+is read out of what it wrote. All else is the same for all: what is drawn, what a new prompt inherits, and what is left
+out. One of your own is a subclass of ``Strategy`` in a file of yours, named by ``_target_``.
+"""
+
+import math
 import random
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from tskd.models import LanguageModel
-from tskd.modules.batches import check_context, encode_prefix
-from tskd.modules.generator import Request, Sampling, generate
-from tskd.modules.trainer import LightningTrainer
-from tskd.records import Expansion, Prompt
-from tskd.templates import LIST_MARK, first_prompt
+from tskd.errors import ConfigError
+from tskd.modules.generator import Generation, Sampling
+from tskd.records import Expansion, Message, Prompt
+from tskd.rouge import Similar
+from tskd.templates import LIST_MARK, REWRITTEN, first_prompt, number_mark
+from tskd.writers import Writer
 
 
 @dataclass(frozen=True)
-class FewShot:
-    """Draft ``num_drafts`` prompts, each after ``num_exemplars`` drawn from the pool; keep those never seen before.
+class Strategy(ABC):
+    """Draft ``num_drafts`` prompts, each from ``drawn`` prompts of the pool; keep those that are new.
 
-    With ``drafts_per_request``, so many drafts follow the same exemplars, which are then read once for all of them.
+    With ``drafts_per_request``, so many drafts follow the same text, which is then read once for all of them. A new
+    prompt has the context (system prompt, earlier turns) of the first that it was drafted from.
 
-    The paper's generator is few-shot too, by GPT-4o or the source model (its reviews); number, text and sampling are
-    not published and are ours. A new prompt keeps the context (system prompt, earlier turns) of its first exemplar.
     ``held_out`` are fingerprints of the questions of the evaluation: a draft that repeats one is left out, and counted.
+    So is one whose ROUGE-L with a prompt seen before, in the same context, is ``max_rouge_l`` or more (Self-Instruct,
+    arXiv 2212.10560, has 0.7).
     """
 
-    writer: LanguageModel
-    trainer: LightningTrainer
+    writer: Writer
     seed: int
     num_drafts: PositiveInt = 300
-    num_exemplars: PositiveInt = 5
     drafts_per_request: PositiveInt = 1
     max_new_tokens: PositiveInt = 128
     temperature: float = 1.0
     top_p: float = 1.0
+    max_rouge_l: Annotated[float, Field(gt=0, le=1)] | None = None
     held_out: Collection[str] = frozenset()
+
+    @property
+    def drawn(self) -> int:
+        """How many prompts of the pool a request is made from, as far as there are so many."""
+        return 1
+
+    @abstractmethod
+    def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
+        """What the writer reads before it writes a prompt that is made from those ``shown``."""
+
+    def longest(self, shown: Sequence[Prompt]) -> str:
+        """The longest request that can be made from those ``shown``."""
+        return self.request(shown, random.Random(0))
+
+    def stop(self, pool: Sequence[Prompt]) -> str | None:
+        """The text that ends a draft; without one, only the writer's end token does."""
+        return None
+
+    def read(self, draft: str) -> str | None:
+        """The new prompt in what the writer wrote, or ``None`` where there is none."""
+        return draft.strip() or None
 
     def check_lengths(self, seeds: Sequence[Prompt]) -> None:
         """Raise ``ModelError`` where the longest of ``seeds``, shown together, leave the writer no room for a draft."""
-        by_length = sorted(seeds, key=lambda seed: len(seed.text), reverse=True)[: self.num_exemplars]
-        longest = len(encode_prefix(self.writer, self.writer.template.few_shot(by_length)))
-        with_it = f"{len(by_length)} seeds to go on from and {self.max_new_tokens} new tokens"
-        check_context(
-            self.writer, longest + self.max_new_tokens, f"The longest request for a new prompt, with {with_it},"
-        )
+        shown = sorted(seeds, key=lambda seed: len(self.longest([seed])), reverse=True)[: self.drawn]
+        with_it = f"{len(shown)} seeds to go on from and {self.max_new_tokens} new tokens"
+        what = f"The longest request for a new prompt, with {with_it},"
+        self.writer.check_length(self.longest(shown), self.max_new_tokens, what)
 
     def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         """New prompts in the order drafted; repeats of ``seen`` and of each other are counted and left out."""
         keys = [f"{self.seed}/expand/{index}/{draft}" for draft in range(self.num_drafts)]
-        firsts = [keys[draft - draft % self.drafts_per_request] for draft in range(self.num_drafts)]
-        exemplars = [random.Random(key).sample(pool, min(self.num_exemplars, len(pool))) for key in firsts]
-        requests = [
-            Request(encode_prefix(self.writer, self.writer.template.few_shot(shown)), key)
-            for shown, key in zip(exemplars, keys, strict=True)
-        ]
+        requests, parents = [], []
+        for draft in range(self.num_drafts):
+            rng = random.Random(keys[draft - draft % self.drafts_per_request])
+            parents.append(rng.sample(pool, min(self.drawn, len(pool))))
+            requests.append(self.request(parents[-1], rng))
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
-        drafts = generate(self.writer, requests, sampling, self.trainer, stop=LIST_MARK, label=f"{index} expand")
+        drafts = self.writer.write(requests, keys, sampling, stop=self.stop(pool), label=f"{index} expand")
+        return self._new(drafts, parents, seen, index)
 
+    def _new(
+        self, drafts: Sequence[Generation], parents: Sequence[Sequence[Prompt]], seen: Sequence[Prompt], index: int
+    ) -> Expansion:
         known = {prompt.fingerprint for prompt in seen}
+        # What is near what was seen stays near it, for that only grows: nothing else need remember what was left out.
+        # Any other measure of likeness (of embeddings, say) would be another class in the place of `Similar`.
+        similar: dict[tuple[Message, ...], Similar] = defaultdict(lambda: Similar(self.max_rouge_l or math.inf))
+        for prompt in seen:
+            similar[prompt.context].add(prompt.text)
         prompts: list[Prompt] = []
-        duplicates = malformed = held_out = 0
-        for shown, draft in zip(exemplars, drafts, strict=True):
-            text = first_prompt(draft.text) if draft.finished else None
+        duplicates = near_duplicates = malformed = held_out = 0
+        for shown, draft in zip(parents, drafts, strict=True):
+            text = self.read(draft.text) if draft.finished else None
             if text is None:
                 malformed += 1
                 continue
@@ -70,8 +106,98 @@ class FewShot:
                 held_out += 1
             elif prompt.fingerprint in known:
                 duplicates += 1
+            elif similar[prompt.context].has(text):
+                near_duplicates += 1
+                known.add(prompt.fingerprint)
             else:
                 known.add(prompt.fingerprint)
                 prompts.append(prompt)
+                similar[prompt.context].add(text)
         tokens = sum(draft.tokens for draft in drafts)
-        return Expansion(tuple(prompts), self.num_drafts, duplicates, malformed, held_out, tokens)
+        return Expansion(tuple(prompts), self.num_drafts, duplicates, malformed, held_out, tokens, near_duplicates)
+
+
+@dataclass(frozen=True)
+class FewShot(Strategy):
+    """One more of a list of ``num_exemplars`` prompts.
+
+    The paper's generator is few-shot too, by GPT-4o or the source model (its reviews); number, text and sampling are
+    not published and are ours.
+    """
+
+    num_exemplars: PositiveInt = 5
+
+    @property
+    def drawn(self) -> int:
+        return self.num_exemplars
+
+    def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
+        return self.writer.template.few_shot(shown)
+
+    def stop(self, pool: Sequence[Prompt]) -> str | None:
+        return LIST_MARK
+
+    def read(self, draft: str) -> str | None:
+        return first_prompt(draft)
+
+
+@dataclass(frozen=True)
+class NumberedList(FewShot):
+    """The next item of a numbered list, which the writer goes on with as plain text, chat model or not.
+
+    Trans-LoRA's generator (arXiv 2405.17258); it publishes no sampling, and the blank lines between the items, by which
+    prompts of several lines can be told apart, are ours.
+    """
+
+    def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
+        return self.writer.template.numbered_list(shown)
+
+    def stop(self, pool: Sequence[Prompt]) -> str | None:
+        return number_mark(min(self.drawn, len(pool)) + 2)
+
+    def read(self, draft: str) -> str | None:
+        return draft.strip() or None
+
+
+@dataclass(frozen=True)
+class Unprompted(Strategy):
+    """What the writer makes of an open user's turn, with no exemplar before it: Magpie's idea (arXiv 2406.08464).
+
+    Of the pool it uses contexts alone, so the parent of a new prompt is the one whose context it goes on from.
+    """
+
+    def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
+        return self.writer.template.opening(shown[0].context)
+
+    def stop(self, pool: Sequence[Prompt]) -> str | None:
+        return self.writer.template.closing()
+
+
+@dataclass(frozen=True)
+class Evolve(Strategy):
+    """A prompt of the pool, rewritten by one of the ``operations``: Evol-Instruct's idea (arXiv 2304.12244).
+
+    The operations and all wording are ours. It needs a writer that follows instructions.
+    """
+
+    operations: tuple[str, ...] = (
+        "make it harder: the answer takes one more step",
+        "make it rarer: it asks about something of the same kind that is seldom asked about",
+        "word it differently: other words in another order, and still the same answer",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.operations:
+            raise ConfigError("`expansion.operations` is empty; give at least one.")
+
+    def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
+        return self.writer.template.rewrite(shown[0], rng.choice(self.operations))
+
+    def longest(self, shown: Sequence[Prompt]) -> str:
+        return self.writer.template.rewrite(shown[0], max(self.operations, key=len))
+
+    def stop(self, pool: Sequence[Prompt]) -> str | None:
+        return LIST_MARK
+
+    def read(self, draft: str) -> str | None:
+        return first_prompt(draft.removeprefix(REWRITTEN))
