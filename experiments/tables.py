@@ -84,6 +84,17 @@ def teacher_table() -> str:
     return "\n".join(lines)
 
 
+def expansion_table() -> str:
+    """What each expansion has written in the embedded world."""
+    names = ("new", "duplicates", "near_duplicates", "malformed")
+    lines = ["| expansion | new | repeats | near-duplicates | malformed | kept | precision |", "|---" * 7 + "|"]
+    for expansion, result in json.loads((RESULTS / "atlas_expansions.json").read_text()).items():
+        counts = [str(result[f"prompts/{name}"]) for name in names]
+        kept = [_show(result[f"select/{name}"]) if "select/kept" in result else "–" for name in ("kept", "precision")]
+        lines.append("| " + " | ".join([expansion, *counts, *kept]) + " |")
+    return "\n".join(lines)
+
+
 def _spread(values: list[float]) -> str:
     """Mean, and the values that it is of: with two seeds, a standard deviation would say less."""
     if not values:
@@ -100,4 +111,5 @@ def _show(value: float) -> str:
 
 
 if __name__ == "__main__":
-    print(default_table(), threshold_table(), replay_table(), transfer_table(), teacher_table(), sep="\n\n")
+    tables = (default_table, threshold_table, replay_table, expansion_table, transfer_table, teacher_table)
+    print("\n\n".join(table() for table in tables))
