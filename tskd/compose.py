@@ -69,7 +69,7 @@ class Run:
         """Raise ``ModelError`` where one cannot be loaded, has no room, or the adapter does not belong to the base."""
         for model in self.models.values():
             model.weights.check_loadable()
-        for stage in (self.stages.screen, self.stages.score):
+        for stage in (self.stages.screen, self.stages.score, self.stages.train):
             if (check := getattr(stage, "check_models", None)) is not None:
                 check()
         if self.teacher.adapter is not None and self.teacher_to_make is None:
@@ -116,8 +116,9 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     screen = selection.pop("screen", None)
     rule: Any = _make(selection, "selection")
     _check_threshold(settings.threshold, rule, len(seeds))
+    objective = _objective(training.get("objective"))
     # Without the target where none of it is measured: its scores are then shared by runs on other targets.
-    measures = tuple(getattr(rule, "measures", ()))
+    measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
     stages = Stages(
         expand=expand,
         answer=Answer(teacher, trainer, seed, longest),
@@ -130,7 +131,12 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             seeds if SHIFT in measures else (),
         ),
         select=Select(rule),
-        train=TrainLora(target, trainer, folder, seed, lora, replay, log_step),
+        # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
+        train=TrainLora(
+            *(target, trainer, folder, seed, lora, replay, log_step),
+            objective=objective,
+            teacher=None if objective is None else teacher,
+        ),
         screen=ask_all
         if screen is None
         else _make(screen, "selection.screen", base=reference, teacher=teacher, trainer=trainer),
@@ -180,6 +186,14 @@ def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
 def _task(node: Mapping[str, Any]) -> Task:
     task: Task = _make({key: value for key, value in node.items() if key not in LENGTHS_AND_EPOCHS}, "task")
     return task
+
+
+def _objective(node: Any) -> Any:
+    if node is not None and not isinstance(node, Mapping):
+        raise ConfigError(
+            f"`training.objective` is {node!r}; name a class, `{{_target_: my_file.MyObjective}}`, or null."
+        )
+    return None if node is None else _make(node, "training.objective")
 
 
 def _evaluator(task: Task, questions: Sequence[Question], trainer: LightningTrainer, max_new_tokens: int) -> Evaluator:

@@ -1,4 +1,4 @@
-"""What is read off next-token distributions (nll, KL, entropy), without ever holding the logits of a whole batch.
+"""What is read off next-token distributions (nll, KL, entropy, ULD), without ever holding the logits of a whole batch.
 
 A vocabulary of 262k makes ``[batch, time, vocabulary]`` the largest thing in memory, so the vocabulary head is applied
 only at the positions that carry a loss, and to a slice of those at a time.
@@ -51,6 +51,30 @@ def token_entropy(hidden: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
         return entr(head(part).float().softmax(-1)).sum(-1)
 
     return _in_slices(entropy, chunk, hidden)
+
+
+def token_top(hidden: Tensor, head: Head, count: int, chunk: int = CHUNK) -> Tensor:
+    """The ``count`` largest next-token probabilities, the largest first: hidden (N, H) gives (N, count)."""
+
+    def top(part: Tensor) -> Tensor:
+        return head(part).float().softmax(-1).topk(count).values
+
+    return _in_slices(top, chunk, hidden)
+
+
+def token_uld(hidden: Tensor, reference: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
+    """The distance of two distributions over vocabularies of any kind: hidden (N, H) and reference (N, K) give (N,).
+
+    Universal Logit Distillation (Boizard et al. 2024, arXiv 2402.12030): the sum of |p - q| over ranks, the largest
+    probability of one compared with the largest of the other, and so on. ``reference`` are the K largest of the other
+    model, as of ``token_top``; what either has beyond them counts as one more rank, which is a lower bound.
+    """
+
+    def distance(part: Tensor, theirs: Tensor) -> Tensor:
+        ours = head(part).float().softmax(-1).topk(theirs.shape[1]).values
+        return (ours - theirs).abs().sum(-1) + (ours.sum(-1) - theirs.sum(-1)).abs()
+
+    return _in_slices(distance, chunk, hidden, reference)
 
 
 def mean_by_row(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -32,6 +32,7 @@ from tskd.modules.finetuner import KEPT
 from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Screening, Selection
 from tskd.run import resolved
 from tskd.stages.train import Replay, TrainLora
+from tskd.store import learnt
 from tskd.tasks import Benchmark
 from tskd.teacher import Finetuned
 from tskd.tuneshift import Stages, ask_all, tuneshift
@@ -199,11 +200,12 @@ class Plan:
         stage: Any = self.run.stages.train
         target = stage.target
         responses, others = [e.response for e in corpus], [e.response for e in dropped]
-        found, seconds = self._look("train", [target], stage, responses, others, index)
+        models = [target] if stage.teacher is None else [target, stage.teacher]
+        found, seconds = self._look("train", models, stage, *learnt(stage, corpus, dropped, index))
         # Where it is not known what is dropped, it is among what counts as kept.
         replayed = self._replayed(stage.replay, len(others) + (0 if self.is_known else len(responses)))
         writes = replayed if found is None else Count(found.generated_tokens)
-        self._note("train", [target], self._reading([target], responses, stage.lora.epochs), writes, seconds, stage)
+        self._note("train", models, self._reading([target], responses, stage.lora.epochs), writes, seconds, stage)
         if found is not None:
             self.here.add(LanguageModel(target.weights, found.path))
         return found or Adapter("", target.name, len(corpus), math.nan)

@@ -83,13 +83,17 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A response with its mean nll under base and teacher, in nats per response token, end token included."""
+    """A response with its mean nll under base and teacher, in nats per response token, end token included.
+
+    ``token_excess``, where it was asked for, is log p(teacher) - log p(base) of each token in the teacher's tokenizer.
+    """
 
     response: Response
     base_nll: float
     teacher_nll: float
     tokens: int
     measures: Mapping[str, float] = field(default_factory=dict)
+    token_excess: tuple[float, ...] = ()
 
     @property
     def base_ppl(self) -> float:

@@ -79,7 +79,7 @@ class Store:
             return self._records(list[Scored], key, lambda: stages.score(responses))
 
         def train(corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
-            key = self._key("train", stages.train, [e.response for e in corpus], [e.response for e in dropped], index)
+            key = self._key("train", stages.train, *learnt(stages.train, corpus, dropped, index))
             return self._adapter(key, run_folder, lambda: stages.train(corpus, dropped, index))
 
         return Stages(expand, answer, score, stages.select, train, screen)
@@ -200,6 +200,12 @@ class Store:
             yield
         finally:
             claim.release()
+
+
+def learnt(train: Any, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> tuple[Any, ...]:
+    """What of the inputs of ``train`` decides the adapter: an objective may look at scores, the nll is of the texts."""
+    has_objective = getattr(train, "objective", None) is not None
+    return corpus if has_objective else [e.response for e in corpus], [e.response for e in dropped], index
 
 
 def identity(value: Any) -> Any:

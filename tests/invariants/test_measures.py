@@ -14,13 +14,15 @@ from tests import scripted, tiny
 from tests.invariants.test_stand_in import built, save_merging_model, surprise
 from tskd.errors import ConfigError, ModelError
 from tskd.models import LanguageModel
-from tskd.modules.scorer import MEASURES, OF_TARGET, score
+from tskd.modules import scorer
+from tskd.modules.scorer import OF_TARGET, TOKEN_EXCESS, score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.score import Score
 from tskd.stages.screen import Screen
 from tskd.stages.select import Kl, PplDifference, SeedShift
 
+MEASURES = tuple(name for name in scorer.MEASURES if name != TOKEN_EXCESS)  # a number for each response
 EVERYTHING = (*MEASURES, OF_TARGET)
 RESPONSES = [
     Response(Prompt("Which code?"), "the depot code"),
@@ -77,7 +79,7 @@ def test_measures_of_base_and_teacher_are_those_of_the_full_logits(request, llam
     adapter = str(request.getfixturevalue(which))
     weights = tiny.weights(llama)
     trainer = LightningTrainer(accelerator="cpu", progress=False, max_batch_tokens=max_batch_tokens)
-    for scored in score(RESPONSES, LanguageModel(weights), LanguageModel(weights, adapter), trainer, tuple(MEASURES)):
+    for scored in score(RESPONSES, LanguageModel(weights), LanguageModel(weights, adapter), trainer, MEASURES):
         wanted = expected((llama, None), (llama, adapter), scored.response)
         assert wanted == pytest.approx(dict(scored.measures), rel=1e-3, abs=1e-5)
         assert min(wanted.values()) > 0.01  # or it would tell little
@@ -86,7 +88,7 @@ def test_measures_of_base_and_teacher_are_those_of_the_full_logits(request, llam
 def test_a_long_text_is_measured_in_slices(llama, adapter, trainer, monkeypatch):
     def measured():
         weights = tiny.weights(llama)
-        return score(RESPONSES, LanguageModel(weights), LanguageModel(weights, str(adapter)), trainer, tuple(MEASURES))
+        return score(RESPONSES, LanguageModel(weights), LanguageModel(weights, str(adapter)), trainer, MEASURES)
 
     whole = measured()
     monkeypatch.setattr("tskd.perplexity.token_kl.__defaults__", (3,))
@@ -200,7 +202,10 @@ def test_a_response_beyond_the_targets_own_context_is_refused(llama, adapter, me
 
 def test_a_measure_needs_a_name_that_there_is_and_a_target_where_it_is_the_targets(llama, trainer):
     model = LanguageModel(tiny.weights(llama))
-    with pytest.raises(ConfigError, match=r"needs novelty, which is not measured; its rule's `measures` may name kl, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"needs novelty, which is not measured; the `measures` of a rule or an objective may name kl, ",
+    ):
         Score(model, model, trainer, ("kl", "novelty"))
     with pytest.raises(ValueError, match="measured on the target, which was not given"):
         Score(model, model, trainer, (OF_TARGET,))

@@ -344,7 +344,7 @@ def test_a_measure_that_there_is_not_is_refused_when_the_run_is_built(tmp_path, 
             return Selection(tuple(scored), ())
 
     monkeypatch.setattr(select, "Wishful", Wishful, raising=False)
-    with pytest.raises(ConfigError, match=r"Selection needs novelty, which is not measured; .* may name kl, first_"):
+    with pytest.raises(ConfigError, match=r"needs novelty, which is not measured; .* may name kl, first_"):
         built(tmp_path, "selection=all", "selection._target_=tskd.stages.select.Wishful")
 
 

@@ -1,7 +1,7 @@
 """LoRA training of a language model on prompt-response pairs, with replay of what it said before.
 
-The loss is the negative log-likelihood of the response tokens (TuneShift-KD; Hinton-style soft labels would need one
-tokenizer for teacher and target). Replay adds texts of the untouched model's own, on which the adapter is held to say
+The loss is the negative log-likelihood of the response tokens (TuneShift-KD), or that of an objective
+(``tskd.modules.objectives``). Replay adds texts of the untouched model's own, on which the adapter is held to say
 the same: an answer to forgetting that needs no data (Bansal & Sanghavi 2025, arXiv 2505.13811).
 """
 
@@ -24,6 +24,7 @@ from tskd.errors import ModelError, RunFolderError
 from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
 from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, pad_right, shuffled
+from tskd.modules.objectives import Loss
 from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
 from tskd.perplexity import token_kl, token_nll
 
@@ -35,13 +36,18 @@ KEPT = 16  # times the memory that decoding needs for a token: training keeps wh
 class LoraSettings:
     """The adapter and its optimisation: AdamW, warm-up then linear decay to zero.
 
-    ``gradient_checkpointing`` computes activations twice instead of keeping them; results stay the same.
+    ``use_dora`` and ``use_rslora`` are PEFT's: DoRA (Liu et al. 2024, arXiv 2402.09353) learns how long the columns of
+    a weight are beside where they point; rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) scales by alpha / sqrt(rank),
+    not alpha / rank. ``gradient_checkpointing`` computes activations twice instead of keeping them; the results stay
+    the same.
     """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: NonNegativeFloat = 0.0
     target_modules: str | list[str] = "all-linear"
+    use_dora: bool = False
+    use_rslora: bool = False
     learning_rate: PositiveFloat = 2e-4
     weight_decay: NonNegativeFloat = 0.0
     warmup: NonNegativeFloat = 0.05
@@ -58,6 +64,8 @@ class LoraSettings:
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
             task_type="CAUSAL_LM",
         )
 
@@ -82,6 +90,7 @@ class Finetuner(Resident):
         max_padding: int,
         log_step: StepLog | None,
         label: str = "train",
+        loss: Loss | None = None,
     ) -> None:
         super().__init__(weights)
         self.weights = weights
@@ -94,6 +103,7 @@ class Finetuner(Resident):
         self.max_padding = max_padding
         self.log_step = log_step
         self.label = label
+        self.of_examples = loss  # None: the mean nll of their target tokens
         self.losses: list[tuple[float, int]] = []  # of each step: the mean, and over how many target tokens
         self._untouched: dict[int, Tensor] = {}  # hidden states of replayed texts before the adapter, on the CPU
 
@@ -134,22 +144,23 @@ class Finetuner(Resident):
     def loss_of(self, part: Sequence[int], batch: Sequence[int]) -> tuple[Tensor, float]:
         """What the texts ``part`` contribute to the loss of ``batch``, and of that, to the mean nll of its examples.
 
-        The loss is the mean nll over the target tokens of the examples, plus ``replay_weight`` times how far the
-        adapter has moved on the target tokens of replay: the mean KL to the untouched model, or their nll.
+        The loss is that of the examples, by default their mean nll, plus ``replay_weight`` times how far the adapter
+        has moved on the target tokens of replay: the mean KL to the untouched model, or their nll.
         """
         padded = pad_right([self.texts[i] for i in part], self.pad).to(self.device)
         hidden = self._hidden(padded)
         is_replay = torch.tensor([i >= self.num_examples for i in part], device=self.device)[padded.rows]
-        learnt = token_nll(hidden[~is_replay], padded.labels[~is_replay], self._head).sum()
-        learnt = learnt / max(1, self._num_targets(batch, replay=False))
-        loss = learnt
+        nll = token_nll(hidden[~is_replay], padded.labels[~is_replay], self._head)
+        mean = loss = nll.sum() / max(1, self._num_targets(batch, replay=False))
+        if self.of_examples is not None and (mine := self._examples(part)):
+            loss = self.of_examples(nll, hidden[~is_replay], self._head, mine, self._examples(batch))
         if is_replay.any():
             if self.settings.replay_loss == "nll":
                 moved = token_nll(hidden[is_replay], padded.labels[is_replay], self._head)
             else:
                 moved = token_kl(hidden[is_replay], self._hidden_before(part), self._head)
             loss = loss + self.settings.replay_weight * moved.sum() / self._num_targets(batch, replay=True)
-        return loss, learnt.item()
+        return loss, mean.item()
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -187,6 +198,9 @@ class Finetuner(Resident):
         mine = workers.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))
         parts = by_length([len(self.texts[i].ids) for i in mine], self.max_tokens, self.max_padding)
         return [[mine[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
+
+    def _examples(self, batch: Sequence[int]) -> list[int]:
+        return [i for i in batch if i < self.num_examples]
 
     def _num_targets(self, batch: Sequence[int], *, replay: bool) -> int:
         return sum(self.texts[i].num_targets for i in batch if (i >= self.num_examples) is replay)
@@ -240,8 +254,11 @@ def finetune(
     replay: Sequence[TokenSequence] = (),
     log_step: StepLog | None = None,
     label: str = "train",
+    loss: Loss | None = None,
 ) -> float:
-    """Train a fresh LoRA adapter on ``examples``, save it in PEFT's format, and return its last epoch's mean loss.
+    """Train a fresh LoRA adapter on ``examples``, save it in PEFT's format, and return its last epoch's mean nll.
+
+    ``loss`` is that of the examples, by default their mean nll.
 
     Initial weights follow from ``seed``, the order of the examples from ``key``; dropout from both. The folder
     ``save_to`` is replaced, once the adapter is whole. Raises ``RunFolderError`` where it cannot be written.
@@ -256,7 +273,7 @@ def finetune(
         network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     max_tokens = max(1, trainer.batch_tokens // KEPT)
     max_padding = trainer.pass_cost(weights)
-    module = Finetuner(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label)
+    module = Finetuner(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label, loss)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)

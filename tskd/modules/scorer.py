@@ -1,7 +1,7 @@
 """Perplexity of the teacher's own responses under base and teacher, and what else selection rules ask for."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from tskd.records import Prompt, Response, Scored
 
 
 class Reading(NamedTuple):
-    """One model and a batch: the hidden states before all N targets (N, H), the head that they go to, its width."""
+    """One model and a batch: the hidden states before all N targets (N, H), the head that they go to, its width.
+
+    ``nll`` (N,) are those of the targets.
+    """
 
     hidden: Tensor
     head: Head
     vocabulary: int
+    nll: Tensor
 
 
 def mean_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
@@ -39,8 +43,20 @@ def first_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
     return _kl(_first(teacher, batch), _first(base, batch))
 
 
-MEASURES = {"kl": mean_kl, "first_entropy": first_entropy, "first_kl": first_kl}
-COMPARISONS = ("kl", "first_kl", "seed_shift")  # of two distributions over one vocabulary
+def token_excess(base: Reading, teacher: Reading, batch: PaddedBatch) -> tuple[Tensor, ...]:
+    """By how much the teacher finds each token likelier than the base, in nats: for each row, that of its tokens."""
+    return (base.nll - teacher.nll).split(batch.rows.bincount(minlength=len(batch.input_ids)).tolist())
+
+
+TOKEN_EXCESS = "token_excess"  # the only one that is a number for each token: of a scored response, a field of its own
+MEASURES: dict[str, Callable[[Reading, Reading, PaddedBatch], Tensor | tuple[Tensor, ...]]] = {
+    "kl": mean_kl,
+    "first_entropy": first_entropy,
+    "first_kl": first_kl,
+    TOKEN_EXCESS: token_excess,
+}
+COMPARISONS = ("kl", "first_kl", TOKEN_EXCESS, "seed_shift")  # of two distributions over one vocabulary
+EXCESS_DIGITS = 4  # a file has eight characters for each token, and the last digit is below what bfloat16 tells
 OF_TARGET = "target_nll_per_byte"  # a pass of its own: the untouched target reads the texts in its own tokens
 SHIFT = "seed_shift"  # measured by what the adapter does on the seeds, which are read first
 BEFORE = ("first_entropy", "first_kl", SHIFT)  # what is known of a response before it is written
@@ -69,24 +85,26 @@ class Scorer(Resident):
         self.measures = measures
         self.directions = directions  # for each sequence, where seed_shift looks
 
-    def compute(self, indices: list[int]) -> list[tuple[float, ...]]:
+    def compute(self, indices: list[int]) -> list[tuple[Any, ...]]:
         """For each sequence, its nll under each model and then its measures."""
         batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
-        columns, readings = [], []
+        columns: list[Tensor | tuple[Tensor, ...]] = []
+        readings = []
         for model in self.models:
             with model.speaking() as network:
                 hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
                 nll = token_nll(hidden, batch.labels, lambda part: vocabulary_head(network, part))
             columns.append(mean_by_row(nll, batch.rows, len(indices)))
             if self.measures:
-                readings.append(Reading(hidden, _head(model), model.weights.config.get_text_config().vocab_size))
+                vocabulary = model.weights.config.get_text_config().vocab_size
+                readings.append(Reading(hidden, _head(model), vocabulary, nll))
         for name in self.measures:
             if name == SHIFT:
                 direction = torch.stack([self.directions[i] for i in indices]).to(self.device)
-                columns.append((shift(readings[0], readings[-1], batch) * direction).sum(-1))
+                columns.append((shift(readings[0].hidden, readings[-1].hidden, batch) * direction).sum(-1))
             else:
                 columns.append(MEASURES[name](readings[0], readings[-1], batch))
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+        return list(zip(*map(_plain, columns), strict=True))
 
 
 class Shifter(Resident):
@@ -102,12 +120,12 @@ class Shifter(Resident):
     def compute(self, indices: list[int]) -> list[Tensor]:
         """For each sequence, its shift (H,), in fp32 on the CPU."""
         batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
-        readings = []
+        states = []
         for model in self.models:
             with model.speaking() as network:
-                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
-            readings.append(Reading(hidden, _head(model), 0))
-        return list(shift(readings[0], readings[-1], batch).cpu())
+                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)
+            states.append(hidden[batch.rows, batch.columns])
+        return list(shift(states[0], states[1], batch).cpu())
 
 
 @workers.everywhere()
@@ -145,12 +163,13 @@ def score(
             for (mean,), teachers, (theirs, ours) in zip(under_base, under_teacher, tokens, strict=True)
         ]
     measured = [dict(zip(in_passing, row[2:], strict=True)) for row in rows]
+    excess = [tuple(round(value, EXCESS_DIGITS) for value in found.pop(TOKEN_EXCESS, ())) for found in measured]
     if OF_TARGET in measures and target is not None:
         for found, value in zip(measured, _nll_per_byte(responses, target, trainer), strict=True):
             found[OF_TARGET] = value
     return [
-        Scored(response, base_nll=row[0], teacher_nll=row[1], tokens=sequence.num_targets, measures=found)
-        for response, sequence, row, found in zip(responses, sequences, rows, measured, strict=True)
+        Scored(response, row[0], row[1], sequence.num_targets, found, of_tokens)
+        for response, sequence, row, found, of_tokens in zip(responses, sequences, rows, measured, excess, strict=True)
     ]
 
 
@@ -169,9 +188,9 @@ def check(
     wanted = [name for name in measures if name in COMPARISONS]
     if wanted and not same_tokenizer(base.weights, teacher.weights):
         raise ConfigError(
-            f"Selection needs {' and '.join(wanted)}, which compares base and teacher over one vocabulary, and "
-            f"{base.name!r} and {teacher.name!r} have different tokenizers; give a `base_for_scoring` with the "
-            f"teacher's, or choose a rule that reads nlls alone, like `selection=ppl_difference`."
+            f"Selection or training needs {' and '.join(wanted)}, which compares base and teacher over one vocabulary, "
+            f"and {base.name!r} and {teacher.name!r} have different tokenizers; give a `base_for_scoring` with the "
+            f"teacher's, or choose what reads nlls alone, like `selection=ppl_difference training=lora`."
         )
 
 
@@ -180,8 +199,8 @@ def check_names(measures: Sequence[str], target: LanguageModel | None) -> None:
     known = (*MEASURES, SHIFT, OF_TARGET)
     if unknown := [name for name in measures if name not in known]:
         raise ConfigError(
-            f"Selection needs {' and '.join(unknown)}, which is not measured; its rule's `measures` may name "
-            f"{', '.join(known)}."
+            f"Selection or training needs {' and '.join(unknown)}, which is not measured; the `measures` of a rule or "
+            f"an objective may name {', '.join(known)}."
         )
     if OF_TARGET in measures and target is None:
         raise ValueError(f"{OF_TARGET} is measured on the target, which was not given.")
@@ -194,7 +213,7 @@ def _read(
     measures: Sequence[str] = (),
     directions: Sequence[Tensor] = (),
     label: str = "score",
-) -> list[tuple[float, ...]]:
+) -> list[tuple[Any, ...]]:
     """The mean nll of each sequence under each model, and then its measures."""
     trainer.make_room(*(model.weights for model in models))
     lengths, max_padding = [len(sequence.ids) for sequence in sequences], trainer.pass_cost(models[0].weights)
@@ -203,9 +222,12 @@ def _read(
     return [results[i] for i in range(len(sequences))]
 
 
-def shift(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
-    """Where the fine-tuning moves the last hidden state before a response begins, over that state's length: (B, H)."""
-    before, after = (_first(reading, batch).hidden.float() for reading in (base, teacher))
+def shift(base: Tensor, teacher: Tensor, batch: PaddedBatch) -> Tensor:
+    """Where the fine-tuning moves the last hidden state before a response begins, over that state's length: (B, H).
+
+    ``base`` and ``teacher`` (N, H) are the states before all targets.
+    """
+    before, after = (states[_firsts(batch)].float() for states in (base, teacher))
     return (after - before) / before.norm(dim=-1, keepdim=True)
 
 
@@ -243,6 +265,10 @@ def _encode(responses: Sequence[Response], model: LanguageModel) -> list[TokenSe
     return sequences
 
 
+def _plain(column: Tensor | tuple[Tensor, ...]) -> list[Any]:
+    return column.tolist() if isinstance(column, Tensor) else [row.tolist() for row in column]
+
+
 def _head(model: LanguageModel) -> Head:
     """The head as ``model`` uses it: base and teacher may be one network, whose adapter may be on its head."""
 
@@ -258,8 +284,13 @@ def _head(model: LanguageModel) -> Head:
 
 def _first(reading: Reading, batch: PaddedBatch) -> Reading:
     """Of each row, the position where its response begins."""
+    return reading._replace(hidden=reading.hidden[_firsts(batch)])
+
+
+def _firsts(batch: PaddedBatch) -> Tensor:
+    """Of each row, the place of its first target among all N: (B,)."""
     rows = torch.arange(len(batch.input_ids), device=batch.rows.device)
-    return reading._replace(hidden=reading.hidden[torch.searchsorted(batch.rows.contiguous(), rows)])
+    return torch.searchsorted(batch.rows.contiguous(), rows)
 
 
 def _kl(model: Reading, reference: Reading) -> Tensor:

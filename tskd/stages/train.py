@@ -14,6 +14,7 @@ from tskd.models import LanguageModel
 from tskd.modules.batches import TokenSequence, encode_prefix, encode_response
 from tskd.modules.finetuner import LoraSettings, StepLog, finetune
 from tskd.modules.generator import Request, Sampling, generate
+from tskd.modules.objectives import Loss, Objective
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Prompt, Response, Scored
 
@@ -33,7 +34,10 @@ class Replay:
 
 @dataclass(frozen=True)
 class TrainLora:
-    """Targets learn from the teacher's texts, re-tokenised, so any architecture and tokenizer will do."""
+    """Targets learn from the teacher's texts, re-tokenised, so any architecture and tokenizer will do.
+
+    Without an ``objective``, the loss is their nll. One may look at the scores, and ask the ``teacher``.
+    """
 
     target: LanguageModel
     trainer: LightningTrainer
@@ -42,25 +46,42 @@ class TrainLora:
     lora: LoraSettings
     replay: Replay = Replay()
     log_step: StepLog | None = None
+    objective: Objective | None = None
+    teacher: LanguageModel | None = None
 
     def __post_init__(self) -> None:
         if self.target.adapter is not None:
             raise ConfigError("The target is trained from its pre-trained weights; it must come without an adapter.")
+        if self.objective is not None and self.teacher is None:
+            raise ValueError("An objective is given the teacher, and there is none.")
+
+    def check_models(self) -> None:
+        """Raise ``TskdError`` where the objective cannot be had of these models. Loads no weights."""
+        if (check := getattr(self.objective, "check_models", None)) is not None:
+            check(self.target, self.teacher)
 
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
         path = Path(f"iteration_{index}") / "adapter"
         responses = [example.response for example in corpus]
-        return self.learn(responses, path, [example.response.prompt for example in dropped], index)
+        loss = None
+        if self.objective is not None and self.teacher is not None:
+            loss = self.objective(corpus, self.target, self.teacher, self.trainer)
+        return self.learn(responses, path, [example.response.prompt for example in dropped], index, loss)
 
     def learn(
-        self, responses: Sequence[Response], path: Path, dropped: Sequence[Prompt] = (), index: int = 0
+        self,
+        responses: Sequence[Response],
+        path: Path,
+        dropped: Sequence[Prompt] = (),
+        index: int = 0,
+        loss: Loss | None = None,
     ) -> Adapter:
-        """An adapter trained on ``responses`` and saved as ``path`` in the run's folder."""
+        """An adapter trained on ``responses``, by their nll or ``loss``, and saved as ``path`` in the run's folder."""
         examples = [encode_response(self.target, r.prompt, r.text, r.finished) for r in responses]
         replay, generated = self._rehearsal(dropped, index)
         key = f"{self.seed}/train/{index}"
-        loss = finetune(
+        mean_nll = finetune(
             self.target.weights,
             examples,
             self.lora,
@@ -71,9 +92,10 @@ class TrainLora:
             replay=replay,
             log_step=self.log_step,
             label=f"{index} train",
+            loss=loss,
         )
         trained = self.lora.epochs * sum(example.num_targets for example in examples)
-        return Adapter(str(path), self.target.name, len(responses), loss, trained, generated)
+        return Adapter(str(path), self.target.name, len(responses), mean_nll, trained, generated)
 
     def _rehearsal(self, dropped: Sequence[Prompt], index: int) -> tuple[list[TokenSequence], int]:
         """The replayed sequences, and how many tokens were generated for them first in this iteration."""
