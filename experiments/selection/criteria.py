@@ -1,0 +1,159 @@
+"""Which criterion tells a teacher's own ground from the rest: ``python experiments/selection/criteria.py``.
+
+Of the committed rows it makes the tables of ``README.md``. A teacher's own kind of prompt is to be kept; other tasks'
+and general ones are not.
+"""
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from tskd.records import Prompt, Response, Scored
+from tskd.stages.select import (
+    InversePplDifference,
+    Kl,
+    LogPplDifference,
+    PplDifference,
+    PplRatio,
+    SeedShift,
+    reached_by_seeds,
+)
+
+RESULTS = Path(__file__).parent / "results"
+RESAMPLES, RECALL = 200, 0.8
+FIXED = {"gap (the paper's rule)": (0.5, 1.5)}
+Row = dict[str, Any]
+Criterion = Callable[[Row], float]
+
+
+def scored(row: Row) -> Scored:
+    """The row as a rule is shown it."""
+    names = ("first_entropy", "first_kl")
+    measures = {name: row[name] for name in names} | {"kl": fmean(row["kl"])}
+    measures["seed_shift"] = row["shift"] * row["shift_alignment"]
+    response = Response(Prompt(row["prompt"]), "")
+    return Scored(response, fmean(row["base_nll"]), fmean(row["teacher_nll"]), len(row["kl"]), measures)
+
+
+def without_end(row: Row) -> float:
+    """The gap of mean token probabilities without the end token, which is half of a one-word answer."""
+    base, teacher = (math.exp(-fmean(row[name][:-1] or row[name])) for name in ("base_nll", "teacher_nll"))
+    return teacher - base
+
+
+CRITERIA: dict[str, Criterion] = {
+    "gap (the paper's rule)": lambda row: PplDifference.criterion(scored(row)),
+    "nll difference": lambda row: LogPplDifference.criterion(scored(row)),
+    "nll ratio": lambda row: PplRatio.criterion(scored(row)),
+    "inverse-ppl difference": lambda row: InversePplDifference.criterion(scored(row)),
+    "the same without the end token": without_end,
+    "KL over the response": lambda row: Kl.criterion(scored(row)),
+    "teacher's confidence (-nll)": lambda row: -fmean(row["teacher_nll"]),
+    "first token: -entropy of the teacher": lambda row: -row["first_entropy"],
+    "first token: KL(base ‖ teacher)": lambda row: row["first_kl"],
+    "first token: teacher's mass on the seeds' first tokens": lambda row: row["seed_mass"],
+    "strength of the adapter on the prompt": lambda row: row["strength"],
+    "length of the shift": lambda row: row["shift"],
+    "cosine of the shift with the seeds'": lambda row: row["shift_alignment"],
+    "control: cosine of the base's state with the seeds'": lambda row: row["state_alignment"],
+    "**seed_shift** (both: recommended)": lambda row: SeedShift.criterion(scored(row)),
+}
+
+
+def read(file: Path) -> list[Row]:
+    return [json.loads(line) for line in gzip.open(file, "rt")]
+
+
+def auc(own: Sequence[float], rest: Sequence[float]) -> float:
+    """The probability that one of ``own`` is above one of ``rest``; ties count half."""
+    ranks = rankdata([*own, *rest])
+    return (ranks[: len(own)].sum() - len(own) * (len(own) + 1) / 2) / (len(own) * len(rest))
+
+
+def values(rows: Sequence[Row], criterion: Criterion, *kinds: str) -> list[float]:
+    found = [criterion(row) for row in rows if row["kind"] in kinds]
+    return [value if math.isfinite(value) else math.copysign(1e300, value) for value in found]
+
+
+def auc_table(teachers: dict[str, list[Row]]) -> str:
+    """For each criterion: mean AUC over the teachers with a 95 % interval over prompts, and the worst teacher."""
+    draw = np.random.default_rng(0)
+    lines = ["| criterion | mean AUC | 95 % | worst | of |", "|---|---|---|---|---|"]
+    for name, criterion in CRITERIA.items():
+        sides = {
+            teacher: (np.array(values(rows, criterion, "own")), np.array(values(rows, criterion, "other", "general")))
+            for teacher, rows in teachers.items()
+        }
+        found = {teacher: auc(*pair) for teacher, pair in sides.items()}
+        means = [
+            fmean(auc(*(draw.choice(side, len(side)) for side in pair)) for pair in sides.values())
+            for _ in range(RESAMPLES)
+        ]
+        low, high = np.percentile(means, [2.5, 97.5])
+        worst = min(found, key=lambda teacher: found[teacher])
+        lines.append(f"| {name} | {fmean(found.values()):.3f} | {low:.3f}–{high:.3f} | {found[worst]:.2f} | {worst} |")
+    return "\n".join(lines)
+
+
+def kept_table(teachers: dict[str, list[Row]]) -> str:
+    """What is kept at thresholds that were fixed before, or told by the seeds: means over the teachers."""
+    lines = ["| criterion | threshold | own kept | other tasks kept | general kept | precision |", "|---" * 6 + "|"]
+    for name, criterion in CRITERIA.items():
+        for threshold in (*FIXED.get(name, ()), None):
+            shares = {kind: [] for kind in ("own", "other", "general")}
+            precisions = []
+            for rows in teachers.values():
+                level = threshold
+                if level is None:
+                    level = reached_by_seeds(values(rows, criterion, "seed"), RECALL)
+                kept = {kind: [value >= level for value in values(rows, criterion, kind)] for kind in shares}
+                for kind, each in kept.items():
+                    shares[kind].append(fmean(each))
+                total = sum(sum(each) for each in kept.values())
+                precisions.append(sum(kept["own"]) / total if total else math.nan)
+            cells = [f"{fmean(each):.2f}" for each in shares.values()]
+            shown = "auto" if threshold is None else f"{threshold:g}"
+            lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {np.nanmean(precisions):.2f} |")
+    return "\n".join(lines)
+
+
+def teacher_table(teachers: dict[str, list[Row]]) -> str:
+    """For each teacher: how good it is on its own kind, and the AUC of four criteria."""
+    chosen = [name for name in CRITERIA if name.startswith(("gap", "first token: -", "strength", "**"))]
+    lines = ["| teacher | accuracy | own answered as by the base | " + " | ".join(chosen) + " |", "|---" * 7 + "|"]
+    for teacher, rows in teachers.items():
+        own = [row for row in rows if row["kind"] == "own"]
+        cells = [f"{fmean(row['is_correct'] for row in own):.2f}", f"{fmean(row['is_alike'] for row in own):.2f}"]
+        for name in chosen:
+            sides = (values(rows, CRITERIA[name], "own"), values(rows, CRITERIA[name], "other", "general"))
+            cells.append(f"{auc(*sides):.2f}")
+        lines.append(f"| {teacher} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def style_table(rows: Sequence[Row]) -> str:
+    """What each rule keeps of the prompts of a teacher that has learnt nothing but a style."""
+    lines = ["| rule | general kept | BBH kept |", "|---|---|---|"]
+    for name, threshold in [*((name, each) for name, fixed in FIXED.items() for each in fixed)]:
+        kept = [[value >= threshold for value in values(rows, CRITERIA[name], kind)] for kind in ("general", "other")]
+        lines.append(f"| {name}, {threshold:g} | " + " | ".join(f"{fmean(each):.2f}" for each in kept) + " |")
+    return "\n".join(lines)
+
+
+def tables() -> str:
+    files = {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(RESULTS.glob("*.jsonl.gz"))}
+    teachers = {name: rows for name, rows in files.items() if any(row["kind"] == "own" for row in rows)}
+    parts = [auc_table(teachers), kept_table(teachers), teacher_table(teachers)]
+    parts += [style_table(rows) for name, rows in files.items() if name not in teachers]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    print(tables())
