@@ -72,6 +72,11 @@ class Run:
         for stage in (self.stages.screen, self.stages.score, self.stages.train):
             if (check := getattr(stage, "check_models", None)) is not None:
                 check()
+        if (check := getattr(self.trainer.engine, "check", None)) is not None:
+            train: Any = self.stages.train
+            made = [] if self.teacher_to_make is None else [self.teacher_to_make]
+            models = [model for role, model in self.models.items() if role != "teacher" or not made]
+            check(models, max(recipe.lora.rank for recipe in [train, *made]))
         if self.teacher.adapter is not None and self.teacher_to_make is None:
             self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
         self._check_lengths()
@@ -93,7 +98,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     settings = config.Schema(**cfg)
     settings.check()
     seed = settings.seed
-    trainer = config.make(LightningTrainer, settings.trainer, "trainer")
+    trainer = make_trainer(settings.trainer, settings.engine)
     task = _task(settings.task)
     seeds, questions = task.seed_prompts(), task.questions()
     longest = settings.task["response_tokens"]
@@ -181,6 +186,12 @@ def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
             f"`threshold` is auto, which the seeds tell, and there are {num_seeds}; give at least {MIN_SEEDS}, or a "
             f"number for `threshold`."
         )
+
+
+def make_trainer(node: Mapping[str, Any], engine: Mapping[str, Any] | None) -> LightningTrainer:
+    """The trainer, which generates with ``engine``; with our own loop where there is none."""
+    made = None if engine is None else _make(engine, "engine")
+    return config.make(LightningTrainer, node, "trainer", engine=made)
 
 
 def _task(node: Mapping[str, Any]) -> Task:

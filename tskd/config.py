@@ -36,6 +36,7 @@ class Schema:
     selection: Any = MISSING
     training: Any = MISSING
     trainer: Any = MISSING
+    engine: Any = None
     tracking: Any = MISSING
     threshold: Any = MISSING
     iterations: int = MISSING

@@ -21,7 +21,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.logging import disable_progress_bar
 
@@ -84,6 +84,14 @@ class Weights:
             return AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError) as error:
             raise ModelError(f"Tokenizer of {self.checkpoint.name!r} at {self.folder}: {one_line(error)}") from error
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig:
+        """What the checkpoint says of generation, if only in its configuration; it is read without the weights."""
+        try:
+            return GenerationConfig.from_pretrained(self.folder)
+        except OSError:
+            return GenerationConfig.from_model_config(self.config)
 
     @cached_property
     def template(self) -> Template:
@@ -274,7 +282,7 @@ class LanguageModel:
     @property
     def end_tokens(self) -> frozenset[int]:
         """All tokens that end what this model writes."""
-        named = getattr(self.weights.model.generation_config, "eos_token_id", None)
+        named = self.weights.generation_config.eos_token_id
         named = named if isinstance(named, list) else [named]
         ends = {self.template.end_token(), self.tokenizer.eos_token_id, *named}
         return frozenset(token for token in ends if token is not None)

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 from tskd.checkpoints import adapter_folder
 from tskd.errors import RunFolderError
 from tskd.models import LanguageModel, Weights
+from tskd.modules.generator import OwnLoop
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Screening
 from tskd.tuneshift import Stages, ask_all
@@ -220,7 +221,8 @@ def identity(value: Any) -> Any:
             value.resolved_revision or _weights_digest(value.folder),
         ]
     if isinstance(value, LightningTrainer):
-        return [value.device.type, value.precision]
+        is_ours = value.engine in (None, OwnLoop())
+        return [value.device.type, value.precision, *([] if is_ours else [identity(value.engine)])]
     if is_dataclass(value) and not isinstance(value, type):
         settings = {field.name: identity(getattr(value, field.name)) for field in fields(value)}
         return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **settings}

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from tskd import artifacts, config
 from tskd.checkpoints import Checkpoint
+from tskd.compose import make_trainer
 from tskd.console import console
 from tskd.errors import ConfigError, RunFolderError, TskdError
 from tskd.models import LanguageModel, Weights
@@ -49,7 +50,7 @@ class BeforeAndAfter:
         adapter = str(folder.absolute() / trained.path)
         weights = Weights(config.make(Checkpoint, settings["target"]["checkpoint"], "target.checkpoint"))
         weights.check_adapter(adapter)
-        trainer = config.make(LightningTrainer, {**settings["trainer"], "devices": 1, "progress": False}, "trainer")
+        trainer = make_trainer({**settings["trainer"], "devices": 1, "progress": False}, settings.get("engine"))
         longest = settings["task"]["response_tokens"]
         return cls(LanguageModel(weights), LanguageModel(weights, adapter), trainer, longest)
 

@@ -14,7 +14,7 @@ from tskd.errors import ConfigError, ModelError
 CONF = Path(config.folder())
 OPTIONS = [
     f"{group}={file.stem}"
-    for group in ("base", "target", "teacher", "task", "expansion", "selection", "training", "trainer", "tracking")
+    for group in ("base", "target", "teacher", "task", "expansion", "selection", "training", "trainer", "engine")
     for file in sorted((CONF / group).glob("*.yaml"))
 ]
 EXPERIMENTS = [f"experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]

@@ -53,7 +53,7 @@ def test_the_end_token_ends_a_text_and_is_no_part_of_it(alphabet, trainer):
 
 def test_every_end_token_of_the_model_ends_a_text(alphabet, trainer, monkeypatch):
     token = alphabet.tokenizer.convert_tokens_to_ids("d")
-    monkeypatch.setattr(alphabet.weights.model.generation_config, "eos_token_id", [1, token])
+    monkeypatch.setattr(alphabet.weights.generation_config, "eos_token_id", [1, token])
     assert ((made := written(alphabet, ["a"], trainer)[0]).finished, made.tokens) == (True, 3)
 
 

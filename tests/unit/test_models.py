@@ -358,5 +358,5 @@ def test_without_start_and_pad_tokens_the_end_token_serves(llama):
 
 def test_the_generation_config_may_name_more_end_tokens(llama):
     model = LanguageModel(tiny.weights(llama))
-    model.weights.model.generation_config.eos_token_id = [5, 7]
+    model.weights.generation_config.eos_token_id = [5, 7]
     assert {5, 7, model.tokenizer.eos_token_id} == model.end_tokens

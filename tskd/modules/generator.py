@@ -10,45 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from transformers import DynamicCache
 
-from tskd.errors import ConfigError
 from tskd.models import LanguageModel
 from tskd.modules import workers
 from tskd.modules.batches import by_length, check_context, pad_left
+from tskd.modules.engine import Ending
+from tskd.modules.engine import Engine as Engine  # callers find all four here
+from tskd.modules.engine import Generation as Generation
+from tskd.modules.engine import Request as Request
+from tskd.modules.engine import Sampling as Sampling
 from tskd.modules.trainer import LightningTrainer, Resident
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to generate. ``temperature`` 0 is greedy; ``top_p`` keeps the smallest set of tokens of that mass."""
-
-    max_new_tokens: PositiveInt = 128
-    temperature: NonNegativeFloat = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1.")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The token ids that a model reads, and the key of what it then samples."""
-
-    ids: tuple[int, ...]
-    key: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """New text without special tokens and surrounding space. ``finished``: it ended by itself, not at the limit."""
-
-    text: str
-    finished: bool
-    tokens: int
 
 
 class Generator(Resident):
@@ -61,7 +34,7 @@ class Generator(Resident):
         self.language_model = model
         self.requests = requests
         self.sampling = sampling
-        self.stop = stop
+        self.ending = Ending(model, stop)
         self.label = label
 
     def compute(self, indices: list[int]) -> list[Generation]:
@@ -70,7 +43,6 @@ class Generator(Resident):
 
     def _continue(self, network: Any, requests: Sequence[Request]) -> list[Generation]:
         """What is read by several requests is read once. Finished rows leave the batch once they are half of it."""
-        ends = torch.tensor(sorted(self.language_model.end_tokens), device=self.device)
         streams = [random.Random(request.key) for request in requests]
         written: list[list[int]] = [[] for _ in requests]
         finished = [False] * len(requests)
@@ -100,11 +72,10 @@ class Generator(Resident):
                 logits, mask, positions = logits[shared], mask[shared], positions[shared]
             uniform = torch.tensor([streams[row].random() for row in active], dtype=torch.float64).to(ids.device)
             chosen = choose(logits, uniform, self.sampling)
-            is_end = torch.isin(chosen, ends).tolist()
-            for row, token, ended in zip(active, chosen.tolist(), is_end, strict=True):
+            for row, token in zip(active, chosen.tolist(), strict=True):
                 if not finished[row]:
                     written[row].append(token)
-                    finished[row] = ended or self._has_stopped(written[row])
+                    finished[row] = self.ending.is_reached(written[row])
             going = [place for place, row in enumerate(active) if not finished[row]]
             if not going:
                 break
@@ -116,20 +87,7 @@ class Generator(Resident):
             ids = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
             positions = positions[:, -1:] + 1
-        return [self._generation(tokens, done) for tokens, done in zip(written, finished, strict=True)]
-
-    def _has_stopped(self, tokens: list[int]) -> bool:
-        if self.stop is None:
-            return False
-        # A token is at least one byte, so the stop text lies within as many tokens as it has bytes.
-        tail = tokens[-len(self.stop.encode()) - 1 :]
-        return self.stop in self.language_model.tokenizer.decode(tail)
-
-    def _generation(self, tokens: list[int], finished: bool) -> Generation:
-        text = self.language_model.tokenizer.decode(tokens, skip_special_tokens=True)
-        if self.stop is not None:
-            text = text.split(self.stop)[0]
-        return Generation(text.strip(), finished, len(tokens))
+        return [self.ending.generation(tokens, done) for tokens, done in zip(written, finished, strict=True)]
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
@@ -152,6 +110,32 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     return torch.minimum(drawn, (cumulative < total).sum(-1))
 
 
+@dataclass(frozen=True)
+class OwnLoop:
+    """The engine of this file. It alone shares its requests out among several processes."""
+
+    def generate(
+        self,
+        model: LanguageModel,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        trainer: LightningTrainer,
+        *,
+        stop: str | None,
+        label: str,
+    ) -> list[Generation]:
+        trainer.make_room(model.weights)
+        lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
+        # Requests that read the same come into the same batch, where they read it together.
+        order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
+        # A batch more costs a pass for each of its tokens; many texts end before the last.
+        max_padding = trainer.pass_cost(model.weights) * (1 + sampling.max_new_tokens // 2)
+        batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
+        batches = [[order[i] for i in batch] for batch in batches]
+        results = trainer.predict(Generator(model, requests, sampling, stop, label), batches)
+        return [results[i] for i in range(len(requests))]
+
+
 @workers.everywhere()
 def generate(
     model: LanguageModel,
@@ -162,15 +146,15 @@ def generate(
     stop: str | None = None,
     label: str = "generate",
 ) -> list[Generation]:
-    """One generation for each request, in the order given. Raises ``ModelError`` where one exceeds the context."""
-    lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
-    check_context(model, max(lengths, default=0), f"The longest request, with {sampling.max_new_tokens} new tokens,")
-    trainer.make_room(model.weights)
-    # Requests that read the same come into the same batch, where they read it together.
-    order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
-    # A batch more costs a pass for each of its tokens; many texts end before the last.
-    max_padding = trainer.pass_cost(model.weights) * (1 + sampling.max_new_tokens // 2)
-    batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
-    batches = [[order[i] for i in batch] for batch in batches]
-    results = trainer.predict(Generator(model, requests, sampling, stop, label), batches)
-    return [results[i] for i in range(len(requests))]
+    """One generation for each request, in the order given, by the trainer's engine.
+
+    Raises ``ModelError`` where a request exceeds the context.
+    """
+    if not requests:
+        return []
+    longest = max(len(request.ids) for request in requests) + sampling.max_new_tokens
+    check_context(model, longest, f"The longest request, with {sampling.max_new_tokens} new tokens,")
+    engine = trainer.engine or OwnLoop()
+    if workers.rank() > 0 and not isinstance(engine, OwnLoop):
+        return []  # the first process does it alone
+    return engine.generate(model, requests, sampling, trainer, stop=stop, label=label)

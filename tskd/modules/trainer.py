@@ -19,6 +19,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from tskd.errors import ConfigError, ModelError
 from tskd.models import Weights, available_memory, free_memory
 from tskd.modules import workers
+from tskd.modules.engine import Engine
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
@@ -127,6 +128,7 @@ class LightningTrainer:
 
     ``None`` is 32768, or on a GPU one token per MB of its memory: a key-value cache takes 0.02 to 0.5 MB for each.
     ``keep_models``: whether models stay loaded for the stages and jobs to come, ``None`` while memory allows.
+    ``engine`` generates text, ``None`` being our own loop.
     """
 
     accelerator: str = "auto"
@@ -135,6 +137,7 @@ class LightningTrainer:
     max_batch_tokens: PositiveInt | None = None
     keep_models: bool | None = None
     progress: bool | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         if self.devices != workers.count():

@@ -1,0 +1,102 @@
+"""What is asked of an engine that generates text, and what it gives: all that a new one has to know.
+
+An engine is a frozen dataclass in a file of its own, and a YAML in ``conf/engine`` that names it. It may have
+``check(models, rank)`` too, which is called before any weights are loaded: it raises ``ConfigError`` or ``ModelError``
+where it cannot speak with one of ``models``, or with a LoRA adapter of ``rank``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from tskd.errors import ConfigError
+from tskd.models import LanguageModel
+
+if TYPE_CHECKING:
+    from tskd.modules.trainer import LightningTrainer  # which has an engine
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate. ``temperature`` 0 is greedy; ``top_p`` keeps the smallest set of tokens of that mass."""
+
+    max_new_tokens: PositiveInt = 128
+    temperature: NonNegativeFloat = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"`top_p` is {self.top_p}; it must be above 0 and at most 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The token ids that a model reads, and the key of what it then samples."""
+
+    ids: tuple[int, ...]
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """New text without special tokens and surrounding space. ``finished``: it ended by itself, not at the limit."""
+
+    text: str
+    finished: bool
+    tokens: int
+
+
+class Engine(Protocol):
+    """Generates with a model as it is at that moment: its weights, and the adapter that speaks."""
+
+    def generate(
+        self,
+        model: LanguageModel,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        trainer: "LightningTrainer",
+        *,
+        stop: str | None,
+        label: str,
+    ) -> list[Generation]:
+        """One generation for each of at least one request, in their order; all are known to fit the context."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where what ``model`` writes ends: with one of its end tokens, or where the text ``stop`` is complete."""
+
+    model: LanguageModel
+    stop: str | None = None
+
+    @cached_property
+    def tokens(self) -> frozenset[int]:
+        return self.model.end_tokens
+
+    def is_reached(self, written: Sequence[int]) -> bool:
+        """Whether the last token of ``written`` is the end, the tokens before it being known not to be."""
+        if written[-1] in self.tokens:
+            return True
+        if self.stop is None:
+            return False
+        # A token is at least one byte, so the stop text lies within as many tokens as it has bytes.
+        tail = written[-len(self.stop.encode()) - 1 :]
+        return self.stop in self.model.tokenizer.decode(tail)
+
+    def cut(self, written: Sequence[int]) -> Generation:
+        """What of ``written`` comes up to the end; an engine may have gone on."""
+        for count in range(1, len(written) + 1):
+            if self.is_reached(written[:count]):
+                return self.generation(written[:count], finished=True)
+        return self.generation(written, finished=False)
+
+    def generation(self, written: Sequence[int], finished: bool) -> Generation:
+        """``written``, of which the last token is the end where it is ``finished``."""
+        text = self.model.tokenizer.decode(written, skip_special_tokens=True)
+        if self.stop is not None:
+            text = text.split(self.stop)[0]
+        return Generation(text.strip(), finished, len(written))
