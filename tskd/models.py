@@ -4,6 +4,7 @@
 adapter that speaks, or none: base and teacher, or the target before and after, are two faces of one set of weights.
 """
 
+import copy
 import gc
 import logging
 import re
@@ -19,6 +20,7 @@ from weakref import WeakSet
 import psutil  # type: ignore[import-untyped]
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
@@ -136,8 +138,11 @@ class Weights:
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     @contextmanager
-    def speaking(self, adapter: str | None) -> Iterator[Any]:
-        """The model with ``adapter`` active, or with none: then it is the pre-trained model to the bit."""
+    def speaking(self, adapter: str | None, merged: bool = False) -> Iterator[Any]:
+        """The model with ``adapter`` active, or with none: then it is the pre-trained model to the bit.
+
+        ``merged``: a copy with the adapter added into its weights, which is kept for as long as the adapter.
+        """
         if adapter is None:
             if isinstance(self.model, PeftModel):
                 with self.model.disable_adapter():
@@ -147,7 +152,7 @@ class Weights:
             return
         if self._attached != adapter:
             self._attach(adapter)
-        yield self.model
+        yield self._merged if merged else self.model
 
     def fresh_adapter(self, config: LoraConfig, seed: int) -> PeftModel:
         """The model with a new adapter in the slot, initialised from ``seed`` alone and ready to be trained."""
@@ -230,6 +235,7 @@ class Weights:
     def release(self) -> None:
         """Forget the loaded model, so that its memory can be used again; it is loaded anew when next needed."""
         self.__dict__.pop("model", None)
+        self.__dict__.pop("_merged", None)
         self._attached = None
         free_memory()
 
@@ -254,7 +260,18 @@ class Weights:
             self.model = PeftModel.from_pretrained(self.model, folder).eval()
         self._attached = adapter
 
+    @cached_property
+    def _merged(self) -> Any:
+        # In the model itself this could not be undone: in bf16, what is added and subtracted again leaves a trace.
+        model = copy.deepcopy(self.model)
+        model.get_base_model().config.tie_word_embeddings = False
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):  # its weight may be that of another layer too: head and embedding
+                layer.get_base_layer().weight = nn.Parameter(layer.get_base_layer().weight.clone(), requires_grad=False)
+        return model.merge_and_unload()
+
     def _detach(self) -> None:
+        self.__dict__.pop("_merged", None)
         if isinstance(self.model, PeftModel):
             self.model = self.model.unload()
         self._attached = None
@@ -298,8 +315,8 @@ class LanguageModel:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def speaking(self) -> AbstractContextManager[Any]:
-        return self.weights.speaking(self.adapter)
+    def speaking(self, merged: bool = False) -> AbstractContextManager[Any]:
+        return self.weights.speaking(self.adapter, merged)
 
 
 _shared: dict[tuple[Any, ...], Weights] = {}

@@ -9,12 +9,25 @@ from omegaconf import OmegaConf
 
 from tests import tiny
 from tskd import config, run
-from tskd.errors import ConfigError, ModelError
+from tskd.errors import ConfigError, ModelError, TskdError
+from tskd.modules.continuous_batching import ContinuousBatching
+from tskd.modules.generator import OwnLoop
 
 CONF = Path(config.folder())
 OPTIONS = [
     f"{group}={file.stem}"
-    for group in ("base", "target", "teacher", "task", "expansion", "selection", "training", "trainer", "engine")
+    for group in (
+        "base",
+        "target",
+        "teacher",
+        "task",
+        "expansion",
+        "selection",
+        "training",
+        "trainer",
+        "engine",
+        "tracking",
+    )
     for file in sorted((CONF / group).glob("*.yaml"))
 ]
 EXPERIMENTS = [f"experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]
@@ -73,6 +86,9 @@ def test_the_threshold_is_the_roots():
         (["selection._target_=tskd.stages.select.Nope"], "names no class"),
         (["trainer.precision=bf16-true"], "`trainer.precision` is 'bf16-true': Input should be '32-true'"),
         (["tracking.project=a/b"], "`tracking.project`"),
+        (["engine.merge_adapter=perhaps"], "`engine.merge_adapter` is 'perhaps'"),
+        (["engine=continuous_batching", "+engine.pages=3"], "`engine.pages` is unknown"),
+        (["engine=vllm", "engine.max_lora_rank=12"], "`engine.max_lora_rank` is 12"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(tmp_path, overrides, said):
@@ -93,6 +109,33 @@ def test_a_wrong_setting_is_one_line_that_names_it(tmp_path, overrides, said):
 )
 def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, said):
     with pytest.raises(ModelError, match=said):
+        built(tmp_path, *overrides).check_models()
+
+
+def test_every_stage_generates_with_the_engine_that_is_set(tmp_path):
+    assert built(tmp_path).trainer.engine == OwnLoop()
+    made = built(tmp_path, "engine=continuous_batching")
+    users = (made, made.stages.expand.writer, made.stages.answer, made.stages.train, made.evaluator)
+    assert {ContinuousBatching()} == {user.trainer.engine for user in users}
+    without = {key: value for key, value in composed().items() if key != "engine"}  # a run of before it could be set
+    assert run.build(without, tmp_path).trainer.engine is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["engine.merge_adapter=true", "target.checkpoint.device_map=auto"], "cannot copy 'atlas_neox'"),
+        (
+            ["engine=continuous_batching", "base.checkpoint.attention=flex_attention"],
+            "'atlas_llama' has attention 'flex_attention'",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_speak_with_a_model_is_refused_before_anything_loads(
+    tmp_path, overrides, said, monkeypatch
+):
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(TskdError, match=said):
         built(tmp_path, *overrides).check_models()
 
 

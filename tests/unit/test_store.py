@@ -10,7 +10,9 @@ import pytest
 
 from tests import tiny
 from tskd.models import LanguageModel
+from tskd.modules.continuous_batching import ContinuousBatching
 from tskd.modules.finetuner import LoraSettings
+from tskd.modules.generator import OwnLoop
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
 from tskd.stages.answer import Answer
@@ -184,6 +186,15 @@ def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_pa
         )
 
     assert train(tmp_path / "a", 64) == train(tmp_path / "b", 8192)
+
+
+def test_the_engine_decides_where_it_is_not_our_own_loop_as_it_comes(llama, trainer):
+    def answer(**settings):
+        return identity(Answer(LanguageModel(tiny.weights(llama)), replace(trainer, **settings), 0))
+
+    assert answer()["trainer"] == ["cpu", "32-true"] == answer(engine=OwnLoop())["trainer"]
+    others = [answer(engine=engine) for engine in (OwnLoop(merge_adapter=True), ContinuousBatching())]
+    assert answer() != others[0] != others[1] != answer()
 
 
 def test_of_two_jobs_that_want_the_same_one_computes_it_and_the_other_waits(jobs, caplog):

@@ -270,7 +270,7 @@ def finetune(
     network = weights.fresh_adapter(settings.lora_config(), seed)
     network.train()
     if settings.gradient_checkpointing:
-        network.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        _checkpointing(network.get_base_model(), "enable")({"use_reentrant": False})
     max_tokens = max(1, trainer.batch_tokens // KEPT)
     max_padding = trainer.pass_cost(weights)
     module = Finetuner(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label, loss)
@@ -280,13 +280,19 @@ def finetune(
             trainer.fit(module, settings.epochs)
     finally:  # the weights may serve the next job of a sweep, however this one ends
         if settings.gradient_checkpointing:
-            network.get_base_model().activation_checkpointing_disable()
+            _checkpointing(network.get_base_model(), "disable")()
         network.eval()
     network.peft_config["default"].base_model_name_or_path = weights.checkpoint.path
     if workers.rank() == 0:
         _save(network, save_to)
     weights.adopt(str(save_to))
     return module.loss
+
+
+def _checkpointing(network: Any, switch: Literal["enable", "disable"]) -> Callable[..., None]:
+    # Transformers 5.19, of the versions that vLLM admits, has it under its old name.
+    name = f"activation_checkpointing_{switch}"
+    return getattr(network, name if hasattr(network, name) else f"gradient_checkpointing_{switch}")  # type: ignore[no-any-return]
 
 
 def _save(network: Any, folder: Path) -> None:

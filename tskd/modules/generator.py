@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tskd.errors import ConfigError
 from tskd.models import LanguageModel
 from tskd.modules import workers
 from tskd.modules.batches import by_length, check_context, pad_left
@@ -28,17 +29,24 @@ class Generator(Resident):
     """Continues every row of a batch until its end token, the text ``stop``, or the length limit."""
 
     def __init__(
-        self, model: LanguageModel, requests: Sequence[Request], sampling: Sampling, stop: str | None, label: str
+        self,
+        model: LanguageModel,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop: str | None,
+        label: str,
+        merge_adapter: bool = False,
     ) -> None:
         super().__init__(model.weights)
         self.language_model = model
+        self.merge_adapter = merge_adapter
         self.requests = requests
         self.sampling = sampling
         self.ending = Ending(model, stop)
         self.label = label
 
     def compute(self, indices: list[int]) -> list[Generation]:
-        with self.language_model.speaking() as network:
+        with self.language_model.speaking(self.merge_adapter) as network:
             return self._continue(network, [self.requests[i] for i in indices])
 
     def _continue(self, network: Any, requests: Sequence[Request]) -> list[Generation]:
@@ -112,7 +120,21 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
 @dataclass(frozen=True)
 class OwnLoop:
-    """The engine of this file. It alone shares its requests out among several processes."""
+    """The engine of this file. It alone shares its requests out among several processes.
+
+    ``merge_adapter``: the adapter speaks from a copy of the weights that it has been added to, which takes the memory
+    of a second model. In bf16 its texts are others, about as near to those of exact arithmetic.
+    """
+
+    merge_adapter: bool = False
+
+    def check(self, models: Sequence[LanguageModel], rank: int) -> None:
+        for model in models:
+            if self.merge_adapter and model.weights.checkpoint.is_placed:
+                raise ConfigError(
+                    f"`engine.merge_adapter` cannot copy {model.name!r}, which is quantised or has a `device_map`; "
+                    f"set one or the other."
+                )
 
     def generate(
         self,
@@ -132,7 +154,8 @@ class OwnLoop:
         max_padding = trainer.pass_cost(model.weights) * (1 + sampling.max_new_tokens // 2)
         batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
         batches = [[order[i] for i in batch] for batch in batches]
-        results = trainer.predict(Generator(model, requests, sampling, stop, label), batches)
+        generator = Generator(model, requests, sampling, stop, label, self.merge_adapter)
+        results = trainer.predict(generator, batches)
         return [results[i] for i in range(len(requests))]
 
 
