@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tskd.errors import ModelError
+from tskd.errors import ConfigError, ModelError
 from tskd.perplexity import CHUNK
 
 ZOO = "zoo://"  # checkpoints shipped with the package
@@ -40,17 +40,24 @@ class Checkpoint:
     architecture: str = ""  # transformers' `model_type`
     licence: str = ""
     gated: bool = False  # whether the hub asks for the licence to be accepted first
+    sharded: bool = False  # each process holds a part of every layer; the trainer decides
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ModelError(f"Model {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
+        if self.sharded and (self.device_map is not None or self.quantization != "none"):
+            raise ConfigError(
+                f"Model {self.name!r} has device_map {self.device_map} and quantization {self.quantization}, and "
+                f"`trainer=fsdp` shares out the layers of whole models itself; set `device_map: null` and "
+                f"`quantization: none`, or choose another trainer."
+            )
         if self.path.startswith(ZOO) or Path(self.path).expanduser().is_dir():
             object.__setattr__(self, "revision", None)  # of the hub's repository; a folder may hold anything
 
     @property
     def is_placed(self) -> bool:
-        """Whether transformers puts the model on its devices while it loads it; nothing may move it afterwards."""
-        return self.device_map is not None or self.quantization != "none"
+        """Whether the model is put on its devices while it is loaded; nothing may move it afterwards."""
+        return self.device_map is not None or self.quantization != "none" or self.sharded
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tskd.errors import ConfigError
 from tskd.evaluate import Evaluator, ExactMatch
 from tskd.harness import HarnessEvaluator
 from tskd.models import LanguageModel, Weights, keep_only, weights_of
+from tskd.modules import workers
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.scorer import OF_TARGET, SHIFT
@@ -103,12 +104,13 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     seeds, questions = task.seed_prompts(), task.questions()
     longest = settings.task["response_tokens"]
 
-    base = LanguageModel(_weights(settings.base, "base"))
+    sharded = trainer.sharded and workers.count() > 1
+    base = LanguageModel(_weights(settings.base, "base", sharded))
     teacher, to_make = _teacher(settings.teacher, base.weights, task)
     reference = base
     if settings.base_for_scoring is not None:
-        reference = LanguageModel(_weights(settings.base_for_scoring, "base_for_scoring"))
-    target = LanguageModel(_weights(settings.target, "target"))
+        reference = LanguageModel(_weights(settings.base_for_scoring, "base_for_scoring", sharded))
+    target = LanguageModel(_weights(settings.target, "target", sharded))
 
     training = dict(settings.training)
     lora = config.make(LoraSettings, training["lora"], "training.lora")
@@ -214,8 +216,8 @@ def _evaluator(task: Task, questions: Sequence[Question], trainer: LightningTrai
     return ExactMatch(task, questions, trainer, max_new_tokens)
 
 
-def _weights(node: Mapping[str, Any], where: str) -> Weights:
-    return weights_of(config.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint"))
+def _weights(node: Mapping[str, Any], where: str, sharded: bool) -> Weights:
+    return weights_of(config.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint", sharded=sharded))
 
 
 def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[LanguageModel, Finetuned | None]:
@@ -225,7 +227,7 @@ def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[Langua
     fine-tuned on the task's private split.
     """
     if "checkpoint" in node:
-        return LanguageModel(_weights(node, "teacher")), None
+        return LanguageModel(_weights(node, "teacher", base.checkpoint.sharded)), None
     if "lora" not in node:
         return LanguageModel(base, str(node["adapter"])), None
     if not isinstance(task, Benchmark):

@@ -7,6 +7,7 @@ adapter that speaks, or none: base and teacher, or the target before and after, 
 import copy
 import gc
 import logging
+import os
 import re
 import warnings
 from collections.abc import Collection, Iterator
@@ -19,10 +20,13 @@ from weakref import WeakSet
 
 import psutil  # type: ignore[import-untyped]
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import is_bitsandbytes_available
 from transformers.utils.logging import disable_progress_bar
@@ -119,6 +123,8 @@ class Weights:
         _make_head_input_contiguous(model)
         model.eval().requires_grad_(False)
         _check_logits(model)
+        if self.checkpoint.sharded:
+            _shard(model)
         return model
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -405,6 +411,27 @@ def _check_logits(model: Any) -> None:
         raise ModelError(
             f"{type(model).__name__} computes its logits in a way that tskd does not know; it cannot be used."
         )
+
+
+def _shard(model: Any) -> None:
+    """Leave a part of every layer in each process; layers are put together for a pass, in all processes at once.
+
+    FSDP2's ``fully_shard`` (Zhao et al. 2023, arXiv 2304.11277). The embeddings, the last norm and the head stay whole:
+    the head is then called as often as a process likes. LoRA matrices, which come later, are whole too.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None:
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cpu") if accelerator is None else accelerator
+    decoder = model.base_model
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = next(m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in layers:  # moves it to the device, of which it then leaves a part
+        fully_shard(layer, mesh=mesh)
+    whole = set(model.parameters()) - set(layers.parameters())
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+    model.to(device)
 
 
 def _first_difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:

@@ -14,12 +14,17 @@ SMALL = [
     *("iterations=2", "expansion.num_drafts=24", "task.epochs=2", "training.replay.num_texts=12"),
     *("store=off", "tracking.mode=disabled"),
 ]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 
 
 def run(folder, *start, overrides=SMALL):
     command = [sys.executable, *start, "-m", "tskd.run", *overrides, f"hydra.run.dir={folder}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=environment, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=ENVIRONMENT, timeout=280)
 
 
 def lines(folder, name):
@@ -32,6 +37,7 @@ WAYS = {
         *("trainer.max_batch_tokens=1", "trainer.keep_models=false", "training.lora.gradient_checkpointing=true"),
     ],
     "two processes": ["trainer=ddp"],
+    "two processes, each with half of every layer": ["trainer=fsdp"],
     "from the store": ["store=store"],
 }
 
@@ -48,7 +54,7 @@ def other(request, tmp_path_factory):
     folder, overrides = tmp_path_factory.mktemp("other") / "run", [*SMALL, *WAYS[request.param]]
     if request.param == "from the store":
         assert run(folder.parent / "first", overrides=overrides).returncode == 0
-    start = ["-m", "torch.distributed.run", "--nproc_per_node=2"] if request.param == "two processes" else []
+    start = ["-m", "torch.distributed.run", "--nproc_per_node=2"] if "two processes" in request.param else []
     done = run(folder, *start, overrides=overrides)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("TuneShift-KD") == 1  # one process speaks
@@ -99,17 +105,16 @@ run.main()
 
 def test_a_failure_in_another_process_ends_the_run_and_is_told_in_its_own_words(tmp_path):
     (tmp_path / "failing.py").write_text(FAILING)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "failing.py", "trainer=ddp"]
     done = subprocess.run(
         [*start, *SMALL, "hydra.run.dir=run"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         timeout=280,
     )
     assert done.returncode == 1
     said = json.loads((tmp_path / "run" / "status.json").read_text())["error"]
-    assert said == "Training failed in process 1 of 2: a part of the second process"
+    assert said == "Process 1 of 2 failed: ValueError: a part of the second process"
     assert lines(tmp_path / "run", "kept") != []

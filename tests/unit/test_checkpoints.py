@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from tests import scripted, tiny
 from tskd import config
 from tskd.checkpoints import ZOO, Checkpoint
+from tskd.errors import ConfigError
 from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_response
 from tskd.modules.scorer import score
@@ -29,6 +30,13 @@ def checkpoint(name):
 CHECKPOINTS = [checkpoint(name) for name in NAMES]
 FROM_HUB = [made for made in CHECKPOINTS if not made.path.startswith(ZOO)]
 ARCHITECTURES = sorted({made.architecture for made in CHECKPOINTS})
+
+
+@pytest.mark.parametrize("placed", [{"quantization": "4bit"}, {"device_map": "auto"}])
+def test_what_is_placed_while_it_is_loaded_cannot_be_shared_out_by_layers(placed):
+    with pytest.raises(ConfigError, match=rf"{next(iter(placed.values()))}.*`trainer=fsdp` shares out") as error:
+        Checkpoint("large", "some/where", sharded=True, **placed)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

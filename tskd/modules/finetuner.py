@@ -116,16 +116,12 @@ class Finetuner(Resident):
 
     def training_step(self, batch: list[int]) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        failure, losses = None, None
-        try:
-            while (losses := attempt(self.accumulate, batch)) is None:
-                # Of a part that failed halfway, some gradients are there already: the whole step is done again.
-                largest = max(map(len, self._in_parts(batch)))
-                self.parts *= 2
-                self.tell_parts(largest)
-        except Exception as error:  # noqa: BLE001 (other processes wait, and must hear of it)
-            failure = error
-        loss = workers.add_up(self.parameters_in_training, sum(losses or []), failure)
+        while (losses := attempt(self.accumulate, batch)) is None:
+            # Of a part that failed halfway, some gradients are there already: the whole step is done again.
+            largest = max(map(len, self._in_parts(batch)))
+            self.parts *= 2
+            self.tell_parts(largest)
+        loss = workers.add_up(self.parameters_in_training, sum(losses))
         self._log(loss, self._num_targets(batch, replay=False))
         clip_grad_norm_(self.parameters_in_training, self.settings.max_grad_norm, foreach=True)
         optimizer.step()  # type: ignore[union-attr]
@@ -134,11 +130,13 @@ class Finetuner(Resident):
     def accumulate(self, batch: list[int]) -> list[float]:
         """The gradient of the batch's loss, and what each part contributes to the mean nll of its examples."""
         self.optimizers().zero_grad()  # type: ignore[union-attr]
-        losses = []
-        for part in self._in_parts(batch):
-            loss, nll = self.loss_of(part, batch)
-            self.manual_backward(loss)
-            losses.append(nll)
+        losses, parts = [], self._in_parts(batch)
+        turns = workers.largest(len(parts)) if self.in_step else len(parts)
+        for turn in range(turns):
+            counts = turn < len(parts)
+            loss, nll = self.loss_of(parts[turn] if counts else batch[:1], batch)
+            self.manual_backward(loss * counts)  # what does not count is for the other processes, who need this pass
+            losses.append(nll * counts)
         return losses
 
     def loss_of(self, part: Sequence[int], batch: Sequence[int]) -> tuple[Tensor, float]:
@@ -154,11 +152,14 @@ class Finetuner(Resident):
         mean = loss = nll.sum() / max(1, self._num_targets(batch, replay=False))
         if self.of_examples is not None and (mine := self._examples(part)):
             loss = self.of_examples(nll, hidden[~is_replay], self._head, mine, self._examples(batch))
+        if self.settings.replay_loss == "kl" and len(self.texts) > self.num_examples:
+            self._remember_untouched(part)
         if is_replay.any():
             if self.settings.replay_loss == "nll":
                 moved = token_nll(hidden[is_replay], padded.labels[is_replay], self._head)
             else:
-                moved = token_kl(hidden[is_replay], self._hidden_before(part), self._head)
+                before = torch.cat([self._untouched[i] for i in part if i >= self.num_examples]).to(self.device)
+                moved = token_kl(hidden[is_replay], before, self._head)
             loss = loss + self.settings.replay_weight * moved.sum() / self._num_targets(batch, replay=True)
         return loss, mean.item()
 
@@ -208,15 +209,14 @@ class Finetuner(Resident):
     def _hidden(self, batch: PaddedBatch) -> Tensor:
         return hidden_states(self.network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
 
-    def _hidden_before(self, part: Sequence[int]) -> Tensor:
-        """What the untouched model hands to the head at the targets of replay in ``part``, computed once for a text."""
+    def _remember_untouched(self, part: Sequence[int]) -> None:
+        """Keep what the untouched model hands to the head at the targets of replay in ``part``, once for a text."""
         missing = [i for i in part if i >= self.num_examples and i not in self._untouched]
-        if missing:
-            padded = pad_right([self.texts[i] for i in missing], self.pad).to(self.device)
+        if self.anyone(bool(missing)):
+            padded = pad_right([self.texts[i] for i in missing or part], self.pad).to(self.device)
             with torch.no_grad(), self.network.disable_adapter():
                 hidden = self._hidden(padded).cpu()
             self._untouched |= {i: hidden[padded.rows.cpu() == row] for row, i in enumerate(missing)}
-        return torch.cat([self._untouched[i] for i in part if i >= self.num_examples]).to(self.device)
 
     def _replay(self, count: int, key: str) -> list[list[int]]:
         num_replay, size = len(self.texts) - self.num_examples, self.settings.batch_size

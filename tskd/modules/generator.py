@@ -85,8 +85,9 @@ class Generator(Resident):
                     written[row].append(token)
                     finished[row] = self.ending.is_reached(written[row])
             going = [place for place, row in enumerate(active) if not finished[row]]
-            if not going:
+            if not self.anyone(bool(going)):
                 break
+            going = going or [0]  # the other processes need this one in each pass; what it writes now is not kept
             if len(going) <= len(active) // 2:
                 places = torch.tensor(going, device=ids.device)
                 cache.batch_select_indices(places)

@@ -50,10 +50,15 @@ class Resident(pl.LightningModule):
         super().__init__()
         self.results: dict[int, Any] = {}
         self.parts = 1  # in which each batch is computed
+        self.in_step = any(each.checkpoint.sharded for each in weights)  # with the other processes, pass by pass
         # Lightning moves what is registered here; what transformers has placed (quantised, or spread) must stay there.
         self.movable = torch.nn.ModuleList(
             {id(each): each.model for each in weights if not each.checkpoint.is_placed}.values()
         )
+
+    def anyone(self, here: bool) -> bool:
+        """Whether it is so ``here``, or where processes are in step, in any of them."""
+        return bool(workers.largest(int(here))) if self.in_step else here
 
     def compute(self, indices: list[int]) -> list[Any]:
         """The result of each of the inputs ``indices``, all in one batch."""
@@ -72,7 +77,15 @@ class Resident(pl.LightningModule):
         return indices
 
     def tell_parts(self, rows: int) -> None:
-        """Say that batches get smaller. Raises ``ModelError`` where ``rows`` is one and there is no smaller batch."""
+        """Say that batches get smaller. Raises ``ModelError`` where ``rows`` is one and there is no smaller batch.
+
+        In step too: of a pass that one process breaks off, the others wait for the rest.
+        """
+        if self.in_step:
+            raise ModelError(
+                f"There is not enough memory to {self.label} {rows} texts at once, and with `trainer=fsdp` batches are "
+                f"not halved; lower `trainer.max_batch_tokens`, or share the model out over more processes."
+            )
         if rows == 1:
             raise ModelError(
                 f"There is not enough memory to {self.label} a single text; load the model in a smaller `dtype` or "
@@ -127,6 +140,7 @@ class LightningTrainer:
     """Makes a Trainer for one pass. ``max_batch_tokens`` bounds rows times length of every batch, and so the memory.
 
     ``None`` is 32768, or on a GPU one token per MB of its memory: a key-value cache takes 0.02 to 0.5 MB for each.
+    ``sharded``: of each layer of a model, every process holds a part only, as long as it does not compute with it.
     ``keep_models``: whether models stay loaded for the stages and jobs to come, ``None`` while memory allows.
     ``engine`` generates text, ``None`` being our own loop.
     """
@@ -134,6 +148,7 @@ class LightningTrainer:
     accelerator: str = "auto"
     devices: PositiveInt = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    sharded: bool = False
     max_batch_tokens: PositiveInt | None = None
     keep_models: bool | None = None
     progress: bool | None = None
@@ -144,6 +159,11 @@ class LightningTrainer:
             raise ConfigError(
                 f"`trainer.devices` is {self.devices}, and the number of processes is {workers.count()}; start "
                 f"`torchrun --nproc_per_node {self.devices} -m tskd.run trainer=ddp …`, or one with `devices: 1`."
+            )
+        if self.sharded and self.accelerator != "auto":
+            raise ConfigError(
+                f"`trainer.accelerator` is {self.accelerator!r}, and `trainer=fsdp` takes the accelerator that torch "
+                f"finds; leave it at auto."
             )
 
     @property
@@ -176,7 +196,8 @@ class LightningTrainer:
     def make_room(self, *needed: Weights) -> None:
         """Release other models where those that are ``needed`` would not fit beside them, or where none is kept."""
         others = [weights for weights in Weights.alive if weights.is_loaded and weights not in needed]
-        to_load = sum(weights.size.weights for weights in needed if not weights.is_loaded)
+        parts = workers.count() if self.sharded else 1
+        to_load = sum(weights.size.weights // parts for weights in needed if not weights.is_loaded)
         if self.keep_models is None:
             must_go = to_load > 0 and to_load * (1 + WORKING_MEMORY) > available_memory(self.device)
         else:
@@ -186,14 +207,11 @@ class LightningTrainer:
 
     def predict(self, module: Resident, batches: Sequence[list[int]]) -> dict[int, Any]:
         """What ``module`` made of each input, by index, once it has seen all batches of them."""
-
-        def compute() -> dict[int, Any]:
-            if mine := workers.share(batches):
-                trainer = self._make(inference_mode=True)
-                trainer.predict(module, epoch_loader(mine), return_predictions=False)
-            return module.results
-
-        return workers.gathered(compute)
+        if mine := workers.share(batches, module.in_step):
+            # What a sharded model gathers in inference mode could never be trained with.
+            trainer = self._make(inference_mode=not module.in_step)
+            trainer.predict(module, epoch_loader(mine), return_predictions=False)
+        return workers.gathered(module.results)
 
     def fit(self, module: Resident, epochs: int) -> None:
         """Train ``module`` on its own ``train_dataloader``, made anew for each epoch."""

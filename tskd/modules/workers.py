@@ -4,25 +4,39 @@
 algorithm) happens in the first process alone. A function marked ``everywhere`` is called with the same arguments in all
 of them: prediction passes share the batches out and gather what was found, training adds up the gradients of each
 process's share of a step. Weights travel as the name of their checkpoint, so the processes must see the same files.
+
+A process that fails notes why in the store that torchrun keeps. A thread in each of them looks there twice a second and
+ends the others, which breaks off what the first one waits for: whoever fails, and wherever, it ends with that line.
+Under ``trainer=fsdp`` each pass of a model is a collective call, and all processes must make as many of them: they are
+then *in step*, and one with less to do repeats something, whose result counts for nothing.
 """
 
 import importlib
 import logging
+import math
 import os
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from tskd.errors import ModelError, TskdError
 
 log = logging.getLogger(__name__)
 Called = TypeVar("Called", bound=Callable[..., Any])
-PATIENCE = timedelta(days=7)  # the others have nothing to do while the first evaluates, or makes a teacher
+PATIENCE = timedelta(days=7)  # the others have nothing to do while the first grades answers, or writes files
+FAREWELL = timedelta(minutes=1)  # how long the first process may take to end, once another one has failed
+FAILED, ENDED = "tskd/failed", "tskd/ended"  # in the store: why, and that the first process has nothing more to do
+_store: Any = None  # torchrun's, which lives as long as any process
 _is_in_call = False
 
 
@@ -42,30 +56,70 @@ def count() -> int:
 
 def together(main: Callable[[], None]) -> None:
     """Call ``main`` in the first process; the others do what it does on models, until it ends."""
+    global _store
     if count() == 1:
         main()
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    _store, _, _ = next(iter(rendezvous("env://")))
+    dist.init_process_group("gloo", timeout=PATIENCE, store=_store, rank=rank(), world_size=count())
+    Thread(target=_watch, args=[_store.clone()], daemon=True).start()
     if rank() == 0:
         try:
             main()
         finally:
-            _tell(None)
+            if not _store.check([FAILED]):
+                _tell(None)
+            _store.set(ENDED, "")
     else:
-        _serve()
-    dist.destroy_process_group()
+        with suppress(Exception):  # it is noted, and the first process tells it
+            _serve()
+    if dist.is_initialized():  # not where one has failed
+        dist.destroy_process_group()
 
 
 def _serve() -> None:
-    while (call := _tell()) is not None:
-        module, name, args, kwargs = call
-        function = getattr(importlib.import_module(module), name)
-        try:
-            function.__wrapped__(*args, **kwargs)
-        except TskdError:
-            pass  # the first process has the same one, and reports it
-        except Exception:
+    global _is_in_call
+    _is_in_call = True  # what is called within a call is called in all processes anyway
+    while True:
+        with _answering_for_failures():
+            if (call := _tell()) is None:
+                return
+            module, name, args, kwargs = call
+            getattr(importlib.import_module(module), name).__wrapped__(*args, **kwargs)
+
+
+def _watch(store: Any) -> None:
+    """Let nothing wait for a process that has failed."""
+    while not store.check([FAILED]):
+        if store.check([ENDED]):
+            return
+        time.sleep(0.5)
+    if rank() > 0:
+        os._exit(0)  # with an error's number, torchrun would end the first process before it has told the cause
+    if dist.is_initialized():  # what runs on a GPU does not notice that the others are gone; there it is not tried yet
+        dist.distributed_c10d._abort_process_group()
+    try:
+        store.wait([ENDED], FAREWELL)
+    except dist.DistStoreError:
+        print(store.get(FAILED).decode(), file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+@contextmanager
+def _answering_for_failures() -> Iterator[None]:
+    """Note an exception, for all processes to end; raise it, or in its place the one that has been noted before."""
+    try:
+        yield
+    except BaseException as error:
+        known = isinstance(error, TskdError)
+        if rank() > 0 and not known and not _store.check([FAILED]):
             log.exception("Process %d of %d failed.", rank(), count())
+        line = str(error) if known else " ".join(f"{type(error).__name__}: {error}".split())
+        mine = f"Process {rank()} of {count()} failed: {line}"
+        noted = _store.compare_set(FAILED, "", mine).decode()
+        if noted != mine and not known and isinstance(error, Exception):  # what another's failure has done to this one
+            raise ModelError(noted) from error
+        raise
 
 
 def everywhere(without: Sequence[str] = ()) -> Callable[[Called], Called]:
@@ -78,65 +132,58 @@ def everywhere(without: Sequence[str] = ()) -> Callable[[Called], Called]:
             if count() == 1 or _is_in_call:
                 return function(*args, **kwargs)
             theirs = {name: None if name in without else value for name, value in kwargs.items()}
-            _tell((function.__module__, function.__name__, args, theirs))
-            _is_in_call = True
-            try:
-                return function(*args, **kwargs)
-            finally:
-                _is_in_call = False
+            with _answering_for_failures():
+                _tell((function.__module__, function.__name__, args, theirs))
+                _is_in_call = True
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    _is_in_call = False
 
         return call  # type: ignore[return-value]
 
     return decorate
 
 
-def share(batches: Sequence[Any]) -> list[Any]:
-    """This process's part of ``batches``; together, the processes have each once."""
-    return list(batches[rank() :: count()])
+def share(batches: Sequence[Any], in_step: bool = False) -> list[Any]:
+    """This process's part of ``batches``; together, the processes have each once. In step, all parts are of one length.
+
+    What makes up for a missing batch is the first one again, with the same result.
+    """
+    mine = list(batches[rank() :: count()])
+    return mine + list(batches[:1]) * (math.ceil(len(batches) / count()) - len(mine)) if in_step else mine
 
 
-def gathered(compute: Callable[[], dict[int, Any]]) -> dict[int, Any]:
-    """What ``compute`` finds in all processes together. Raises in all of them what it raises in one."""
+def gathered(found: dict[int, Any]) -> dict[int, Any]:
+    """What all processes have ``found``, together."""
     if count() == 1:
-        return compute()
-    try:
-        found: dict[int, Any] | str = compute()
-    except Exception as error:  # noqa: BLE001 (the others wait, and must hear of it)
-        found = f"{error}"
-        mine: Exception | None = error
-    else:
-        mine = None
+        return found
     of_all: list[Any] = [None] * count()
     dist.all_gather_object(of_all, found)
-    if mine is not None:
-        raise mine
-    for number, other in enumerate(of_all):
-        if isinstance(other, str):
-            raise ModelError(f"Process {number} of {count()} failed: {other}")
     return {index: value for each in of_all for index, value in each.items()}
 
 
-def add_up(parameters: Sequence[Tensor], loss: float, failure: Exception | None) -> float:
-    """Add up the gradients and the losses of all processes, in place and as the result; raise where one failed."""
+def largest(number: int) -> int:
+    """The largest ``number`` that a process gives; all have to call this."""
     if count() == 1:
-        if failure is not None:
-            raise failure
+        return number
+    told = torch.tensor(number)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return int(told)
+
+
+def add_up(parameters: Sequence[Tensor], loss: float) -> float:
+    """Add up the gradients and the losses of all processes, in place and as the result."""
+    if count() == 1:
         return loss
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    told = torch.tensor([loss, float(failure is not None)], dtype=torch.float64)
+    told = torch.tensor(loss, dtype=torch.float64)
     dist.all_reduce(told)
-    if told[1] > 0:
-        failures: list[Any] = [None] * count()
-        dist.all_gather_object(failures, None if failure is None else str(failure))
-        if failure is not None:
-            raise failure
-        number, said = next((number, said) for number, said in enumerate(failures) if said is not None)
-        raise ModelError(f"Training failed in process {number} of {count()}: {said}")
     flat = torch.cat([gradient.flatten().float() for gradient in gradients]).cpu()
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter)
-    return float(told[0])
+    return float(told)
 
 
 def _tell(call: Any = None) -> Any:
