@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from tskd import rehearsal
+from tskd import gpus, rehearsal
 from tskd.errors import ConfigError
 
 Made = TypeVar("Made")
@@ -63,6 +63,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Schema)
     OmegaConf.register_new_resolver("started", _started, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("short", short_name, replace=True)
+    OmegaConf.register_new_resolver("gpus", lambda: len(gpus.names()) or 2, replace=True)
     OmegaConf.register_new_resolver("rehearsal", rehearsal.stand_in, replace=True)
 
 

@@ -13,7 +13,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tskd import artifacts
+from tskd import artifacts, gpus
 from tskd.errors import RunFolderError, TskdError
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,10 @@ class JobStatus(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         _open(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.runtime.choices["hydra/launcher"] == "gpus" and (gpu := gpus.claim()) is not None:
+            log.info("This job has GPU %s.", gpu)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN and not completed(Path(config.hydra.runtime.output_dir)):

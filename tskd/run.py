@@ -232,7 +232,7 @@ def resolved(cfg: DictConfig, is_sweep: bool = False) -> dict[str, Any]:
     if is_sweep and resolved["trainer"]["devices"] != 1:
         raise ConfigError(
             f"`trainer.devices` is {resolved['trainer']['devices']} in a sweep; give each job one device and run "
-            f"several jobs at once (`hydra/launcher=joblib`), or run without -m."
+            f"several jobs at once (`hydra/launcher=gpus`), or run without -m."
         )
     return resolved  # type: ignore[no-any-return]
 

@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from tskd import gpus
 from tskd.errors import ConfigError, ModelError
 from tskd.models import Weights, available_memory, free_memory
 from tskd.modules import workers
@@ -218,10 +219,15 @@ class LightningTrainer:
         trainer = self._make(max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
         trainer.fit(module)
 
+    def _devices(self) -> int | list[int]:
+        """How many, or where it matters which, their numbers."""
+        number = workers.local_rank() if workers.count() > 1 else gpus.claimed
+        return 1 if number is None or self.accelerator == "cpu" or not torch.cuda.is_available() else [number]
+
     def _make(self, **settings: Any) -> pl.Trainer:
         return pl.Trainer(
             accelerator=self.accelerator,
-            devices=1 if workers.count() == 1 or not torch.cuda.is_available() else [workers.local_rank()],
+            devices=self._devices(),
             plugins=[LightningEnvironment()],  # each process is a whole Trainer of its own
             precision=self.precision,  # type: ignore[arg-type]
             logger=False,
