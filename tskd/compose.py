@@ -246,7 +246,9 @@ def _writer(node: Any, roles: Mapping[str, LanguageModel], trainer: LightningTra
         writer: Writer = _make(node, "expansion.writer")
         return writer
     if isinstance(node, Mapping) and "checkpoint" in node:
-        return LocalWriter(LanguageModel(_weights(node, "expansion.writer", roles["base"].weights.checkpoint.sharded)), trainer)
+        return LocalWriter(
+            LanguageModel(_weights(node, "expansion.writer", roles["base"].weights.checkpoint.sharded)), trainer
+        )
     if not isinstance(node, str) or node not in roles:
         raise ConfigError(
             f"`expansion.writer` is {node!r}; use one of {', '.join(roles)}, or choose another model with "

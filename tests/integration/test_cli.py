@@ -212,8 +212,8 @@ def test_the_facts_move_into_any_llama_given_by_path(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["threshold=nan"], "`threshold` is nan; give a number."),
-        (["threshold=abc"], "could not be converted to Float"),
+        (["threshold=nan"], "`threshold` is nan; give a number, or auto."),
+        (["threshold=abc"], "`threshold` is 'abc'; give a number, or auto."),
         (["treshold=1"], "Could not override 'treshold'"),
         (["target=lama3"], "Available options in 'target'"),
         (["threshold=0.5,1.0"], "--multirun"),
