@@ -391,6 +391,28 @@ def vocabulary_head(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def fused_nll(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label) in nats, one for each row, by a kernel that never writes logits down: (N, H) and (N,) give (N,).
+
+    Cut Cross-Entropy (Wijmans et al. 2024, arXiv 2411.09009), Apple's, with the gradient unfiltered and of ``hidden``
+    alone. Raises ``ModelError`` where the head is not a matrix in 16 bits. Not run: it needs CUDA.
+    """
+    from cut_cross_entropy import linear_cross_entropy  # which imports triton
+
+    causal_lm = _causal_lm(model)
+    head, config = causal_lm.get_output_embeddings(), causal_lm.config.get_text_config()
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.weight.dtype.itemsize != 2:
+        raise ModelError(
+            f"The vocabulary head of {type(causal_lm).__name__} has a bias, an adapter or {head.weight.dtype} weights, "
+            f"which Cut Cross-Entropy does not take; set `training.lora.fused_loss=false`."
+        )
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    inputs = (hidden * scale).to(head.weight.dtype), head.weight.to(hidden.device), labels
+    nll: Tensor = linear_cross_entropy(*inputs, softcap=cap, reduction="none", filter_eps=None)
+    return nll.float()
+
+
 def _causal_lm(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 

@@ -1,5 +1,9 @@
 """What holds for one architecture holds for the others: sliding windows, scaled and capped heads, chosen modules."""
 
+import sys
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -19,11 +23,13 @@ from transformers import (
 
 from tests import scripted, tiny
 from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
+from tskd.errors import ModelError
+from tskd.models import LanguageModel, Weights, fused_nll, hidden_states, vocabulary_head
 from tskd.modules.batches import encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
+from tskd.perplexity import token_nll
 from tskd.records import Prompt
 
 TOKENIZER = tiny.byte_tokenizer("<s>", scripted.END)
@@ -76,6 +82,47 @@ def test_decoder_and_head_give_the_models_own_logits(folder):
     mask = torch.ones_like(ids)
     logits = vocabulary_head(model, hidden_states(model, ids, mask).flatten(0, 1))
     torch.testing.assert_close(logits, model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1))
+
+
+def plain_and_fused(folder, device="cpu"):
+    """The nlls of one text by the logits and by the kernel, and the gradients of hidden states that they give."""
+    model = Weights(Checkpoint(folder.name, str(folder), dtype="bfloat16", attention="eager")).model.to(device)
+    ids = torch.randint(2, 200, (1, 40), generator=torch.Generator().manual_seed(0)).to(device)
+    hidden = hidden_states(model, ids, torch.ones_like(ids))[0, :-1]
+    weights = torch.linspace(0, 1, len(hidden), device=device)  # of tokens, which an objective may give
+    for nll in (lambda h, y: token_nll(h, y, lambda part: vocabulary_head(model, part)), partial(fused_nll, model)):
+        leaf = hidden.detach().clone().requires_grad_()
+        values = nll(leaf, ids[0, 1:])
+        (values * weights).sum().backward()
+        yield values.detach(), leaf.grad.float()
+
+
+def assert_alike(plain, fused):
+    for one, other in zip(plain, fused, strict=True):
+        torch.testing.assert_close(one, other, atol=0.02, rtol=0.05)
+
+
+def test_the_kernel_is_given_what_the_head_computes(folder, monkeypatch):
+    def linear_cross_entropy(e, c, targets, *, softcap, reduction, filter_eps):  # as in cut_cross_entropy 25.1.1
+        logits = (e @ c.T).float()
+        logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
+        return torch.nn.functional.cross_entropy(logits, targets, reduction=reduction)
+
+    module = SimpleNamespace(linear_cross_entropy=linear_cross_entropy)
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", module)
+    assert_alike(*plain_and_fused(folder))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs CUDA")
+def test_the_kernel_gives_the_nll_and_the_gradient_of_the_logits(folder):
+    pytest.importorskip("cut_cross_entropy")
+    assert_alike(*plain_and_fused(folder, "cuda"))
+
+
+def test_a_head_in_32_bits_is_refused_by_the_kernel(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cut_cross_entropy", SimpleNamespace(linear_cross_entropy=None))
+    with pytest.raises(ModelError, match=r"has a bias, an adapter or torch.float32 weights.*fused_loss=false"):
+        fused_nll(weights_of(folder).model, torch.zeros(1, 32), torch.zeros(1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -141,6 +141,30 @@ def test_an_engine_that_cannot_speak_with_a_model_is_refused_before_anything_loa
 
 
 @pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["training=token_weighted", "training.objective.fraction=0"], "`training.objective.fraction` is 0"),
+        (["training=token_weighted", "training.objective.fraction=1.1"], "`training.objective.fraction` is 1.1"),
+        (["training=soft_labels", "training.objective.weight=-1"], "`training.objective.weight` is -1"),
+        (["training=soft_labels", "training.objective.top=0"], "`training.objective.top` is 0"),
+        (["training=dora", "training.lora.rank=0"], "`training.lora.rank` is 0"),
+        (["training.objective=token_weighted"], "`training.objective` is 'token_weighted'; name a class"),
+        (["training.objective={_target_:tskd.Nope}"], "names no class"),
+    ],
+)
+def test_a_wrong_objective_is_one_line_that_names_it(tmp_path, overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        built(tmp_path, *overrides)
+
+
+def test_a_kernel_that_the_device_cannot_run_is_refused_before_any_weights_are_loaded(tmp_path):
+    made = built(tmp_path, "training.lora.fused_loss=true", "trainer.accelerator=cpu")
+    with pytest.raises(ConfigError, match="`fused_loss` needs CUDA .*the device is cpu"):
+        made.check_models()
+    assert not any(model.weights.is_loaded for model in made.models.values())
+
+
+@pytest.mark.parametrize(
     ("texts", "said"),
     [
         (

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tskd.errors import ModelError, RunFolderError
-from tskd.models import LanguageModel, Weights, hidden_states, vocabulary_head
+from tskd.errors import ConfigError, ModelError, RunFolderError
+from tskd.models import LanguageModel, Weights, fused_nll, hidden_states, vocabulary_head
 from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, pad_right, shuffled
 from tskd.modules.objectives import Loss
@@ -39,7 +40,7 @@ class LoraSettings:
     ``use_dora`` and ``use_rslora`` are PEFT's: DoRA (Liu et al. 2024, arXiv 2402.09353) learns how long the columns of
     a weight are beside where they point; rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) scales by alpha / sqrt(rank),
     not alpha / rank. ``gradient_checkpointing`` computes activations twice instead of keeping them; the results stay
-    the same.
+    the same. ``fused_loss`` has the nll of examples computed by ``tskd.models.fused_nll``; results differ by rounding.
     """
 
     rank: PositiveInt = 16
@@ -55,8 +56,17 @@ class LoraSettings:
     batch_size: PositiveInt = 8
     max_grad_norm: PositiveFloat = 1.0
     gradient_checkpointing: bool = False
+    fused_loss: bool = False
     replay_loss: Literal["kl", "nll"] = "kl"
     replay_weight: NonNegativeFloat = 1.0
+
+    def check_device(self, device: torch.device) -> None:
+        """Raise ``ConfigError`` where ``device`` cannot compute what is set."""
+        if self.fused_loss and (device.type != "cuda" or find_spec("cut_cross_entropy") is None):
+            raise ConfigError(
+                f"`fused_loss` needs CUDA and cut_cross_entropy (pip install 'tskd[kernels]'), and the device is "
+                f"{device}; set `training.lora.fused_loss=false`."
+            )
 
     def lora_config(self) -> LoraConfig:
         return LoraConfig(
@@ -148,7 +158,7 @@ class Finetuner(Resident):
         padded = pad_right([self.texts[i] for i in part], self.pad).to(self.device)
         hidden = self._hidden(padded)
         is_replay = torch.tensor([i >= self.num_examples for i in part], device=self.device)[padded.rows]
-        nll = token_nll(hidden[~is_replay], padded.labels[~is_replay], self._head)
+        nll = self._nll(hidden[~is_replay], padded.labels[~is_replay])
         mean = loss = nll.sum() / max(1, self._num_targets(batch, replay=False))
         if self.of_examples is not None and (mine := self._examples(part)):
             loss = self.of_examples(nll, hidden[~is_replay], self._head, mine, self._examples(batch))
@@ -227,6 +237,11 @@ class Finetuner(Resident):
             order += shuffled(num_replay, num_replay, f"{key}/replay {len(order)}")[0]
         return [[self.num_examples + i for i in order[n * size : (n + 1) * size]] for n in range(count)]
 
+    def _nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        if self.settings.fused_loss and len(labels):
+            return fused_nll(self.network, hidden, labels)
+        return token_nll(hidden, labels, self._head)
+
     def _head(self, hidden: Tensor) -> Tensor:
         return vocabulary_head(self.network, hidden)
 
@@ -263,6 +278,7 @@ def finetune(
     Initial weights follow from ``seed``, the order of the examples from ``key``; dropout from both. The folder
     ``save_to`` is replaced, once the adapter is whole. Raises ``RunFolderError`` where it cannot be written.
     """
+    settings.check_device(trainer.device)
     model = LanguageModel(weights)
     longest = max(len(sequence.ids) for sequence in [*examples, *replay])
     check_context(model, longest, "The longest training example")

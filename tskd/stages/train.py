@@ -56,7 +56,8 @@ class TrainLora:
             raise ValueError("An objective is given the teacher, and there is none.")
 
     def check_models(self) -> None:
-        """Raise ``TskdError`` where the objective cannot be had of these models. Loads no weights."""
+        """Raise ``TskdError`` where what is set cannot be had of device and models. Loads no weights."""
+        self.lora.check_device(self.trainer.device)
         if (check := getattr(self.objective, "check_models", None)) is not None:
             check(self.target, self.teacher)
 
