@@ -81,6 +81,22 @@ def test_the_same_adapter(usual, other):
         torch.testing.assert_close(first[name], second[name], atol=1e-4, rtol=1e-2)
 
 
+@pytest.mark.parametrize("training", ["token_weighted", "soft_labels"])
+def test_an_objective_teaches_the_same_in_two_processes(tmp_path, training):
+    overrides = [*SMALL, f"training={training}", "iterations=1"]
+    two = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    for done in (
+        run(tmp_path / "one", overrides=overrides),
+        run(tmp_path / "two", *two, overrides=[*overrides, "trainer=ddp"]),
+    ):
+        assert done.returncode == 0, done.stderr
+    one, other = (
+        load_file(tmp_path / name / "iteration_0" / "adapter" / "adapter_model.safetensors") for name in ("one", "two")
+    )
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-4, rtol=1e-2)
+
+
 def test_more_devices_than_processes_are_refused_with_the_command_that_starts_them(tmp_path):
     done = run(tmp_path / "run", overrides=["trainer.devices=2", *SMALL])
     assert done.returncode == 1
