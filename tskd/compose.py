@@ -15,6 +15,7 @@ from tskd.models import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules import workers
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.generator import OwnLoop
 from tskd.modules.scorer import OF_TARGET, SHIFT
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
@@ -193,7 +194,13 @@ def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
 def make_trainer(node: Mapping[str, Any], engine: Mapping[str, Any] | None) -> LightningTrainer:
     """The trainer, which generates with ``engine``; with our own loop where there is none."""
     made = None if engine is None else _make(engine, "engine")
-    return config.make(LightningTrainer, node, "trainer", engine=made)
+    trainer = config.make(LightningTrainer, node, "trainer", engine=made)
+    if trainer.sharded and not isinstance(made, OwnLoop | None):
+        raise ConfigError(
+            f"`trainer=fsdp` shares out each layer over the processes, and {type(made).__name__} generates in one of "
+            f"them; set `engine=own`."
+        )
+    return trainer
 
 
 def _task(node: Mapping[str, Any]) -> Task:

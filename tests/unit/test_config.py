@@ -85,6 +85,10 @@ def test_the_threshold_is_the_roots():
         (["training.lora.learning_rate=-1"], "`training.lora.learning_rate` is -1"),
         (["selection._target_=tskd.stages.select.Nope"], "names no class"),
         (["trainer.precision=bf16-true"], "`trainer.precision` is 'bf16-true': Input should be '32-true'"),
+        (
+            ["trainer.sharded=true", "engine=continuous_batching"],
+            "ContinuousBatching generates in one of them; set `engine=own`.",
+        ),
         (["trainer.sharded=true", "trainer.accelerator=cpu"], "`trainer.accelerator` is 'cpu', and `trainer=fsdp`"),
         (["tracking.project=a/b"], "`tracking.project`"),
         (["engine.merge_adapter=perhaps"], "`engine.merge_adapter` is 'perhaps'"),
