@@ -28,6 +28,7 @@ from tskd.stages.select import (
 
 RESULTS = Path(__file__).parent / "results"
 RESAMPLES, RECALL = 200, 0.8
+TOPIC = "navigate-0"  # the only teacher whose base often gives its answer
 FIXED = {"gap (the paper's rule)": (0.5, 1.5)}
 Row = dict[str, Any]
 Criterion = Callable[[Row], float]
@@ -147,10 +148,20 @@ def style_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def within_topic_table(rows: Sequence[Row]) -> str:
+    """AUC of telling the teacher's own prompts that the base answers otherwise from those that it answers alike."""
+    own = [row for row in rows if row["kind"] in ("own", "seed")]
+    other, alike = [row for row in own if not row["is_alike"]], [row for row in own if row["is_alike"]]
+    lines = [f"| criterion | AUC, {len(other)} against {len(alike)} |", "|---|---|"]
+    for name, criterion in CRITERIA.items():
+        lines.append(f"| {name} | {auc([*map(criterion, other)], [*map(criterion, alike)]):.2f} |")
+    return "\n".join(lines)
+
+
 def tables() -> str:
     files = {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(RESULTS.glob("*.jsonl.gz"))}
     teachers = {name: rows for name, rows in files.items() if any(row["kind"] == "own" for row in rows)}
-    parts = [auc_table(teachers), kept_table(teachers), teacher_table(teachers)]
+    parts = [auc_table(teachers), kept_table(teachers), teacher_table(teachers), within_topic_table(teachers[TOPIC])]
     parts += [style_table(rows) for name, rows in files.items() if name not in teachers]
     return "\n\n".join(parts)
 
