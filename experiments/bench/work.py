@@ -271,7 +271,7 @@ def generate_ours(job: Job) -> Work:
 def generate_peft(job: Job, contiguous: bool = False) -> Work:
     model, network = LanguageModel(job.weights()), job.teacher()
     network.generation_config.eos_token_id = None
-    if contiguous:  # what tskd does to a model that it loads, for the reason given in `tskd/models.py`
+    if contiguous:  # what tskd does to a model that it loads, for the reason given in `tskd/networks.py`
         head = network.get_output_embeddings()
         head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
 

@@ -24,11 +24,12 @@ from transformers import (
 from tests import scripted, tiny
 from tskd.checkpoints import Checkpoint
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, Weights, fused_nll, hidden_states, vocabulary_head
+from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
+from tskd.networks import fused_nll, hidden_states, vocabulary_head
 from tskd.perplexity import token_nll
 from tskd.records import Prompt
 

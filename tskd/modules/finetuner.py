@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from tskd.errors import ConfigError, ModelError, RunFolderError
-from tskd.models import LanguageModel, Weights, fused_nll, hidden_states, vocabulary_head
+from tskd.models import LanguageModel, Weights
 from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, pad_right, shuffled
 from tskd.modules.objectives import Loss
 from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
+from tskd.networks import fused_nll, hidden_states, vocabulary_head
 from tskd.perplexity import token_kl, token_nll
 
 StepLog = Callable[[int, float], None]
@@ -40,7 +41,7 @@ class LoraSettings:
     ``use_dora`` and ``use_rslora`` are PEFT's: DoRA (Liu et al. 2024, arXiv 2402.09353) learns how long the columns of
     a weight are beside where they point; rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) scales by alpha / sqrt(rank),
     not alpha / rank. ``gradient_checkpointing`` computes activations twice instead of keeping them; the results stay
-    the same. ``fused_loss`` has the nll of examples computed by ``tskd.models.fused_nll``; results differ by rounding.
+    the same. ``fused_loss`` has the nll of examples computed by ``tskd.networks.fused_nll``; rounding differs.
     """
 
     rank: PositiveInt = 16

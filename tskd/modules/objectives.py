@@ -35,11 +35,12 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, hidden_states, vocabulary_head
+from tskd.models import LanguageModel
 from tskd.modules import workers
 from tskd.modules.batches import TokenSequence, by_length, encode_response, pad_right
 from tskd.modules.scorer import TOKEN_EXCESS
 from tskd.modules.trainer import LightningTrainer, Resident
+from tskd.networks import hidden_states, vocabulary_head
 from tskd.perplexity import Head, token_top, token_uld
 from tskd.records import Response, Scored
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel, hidden_states, same_tokenizer, vocabulary_head
+from tskd.models import LanguageModel, same_tokenizer
 from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, encode_response, pad_right
 from tskd.modules.trainer import LightningTrainer, Resident
+from tskd.networks import hidden_states, vocabulary_head
 from tskd.perplexity import Head, mean_by_row, token_entropy, token_kl, token_nll
 from tskd.records import Prompt, Response, Scored
 
