@@ -6,6 +6,7 @@
     iteration_0/{responses,scored,kept,dropped}.jsonl, and selection.json: the threshold that decided
     iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained, if anything was
     evaluation/{base,teacher,target,iteration_0}.jsonl   each held-out question's answer, graded
+    evalplus/                         EvalPlus's numbers, where they were asked for (``tskd.evalplus``)
     metrics.jsonl                     one row per finished iteration
     result.json                       the final numbers
     status.json, error.txt            how the job ended

@@ -10,9 +10,10 @@ no run on other models, on a part of the data or with other settings. Those are 
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -37,6 +38,9 @@ INDIFFERENT = {
     *(f"{model}.checkpoint.{key}" for model in ("base", "target") for key in ("attention", "device_map")),
 }
 Settings = Mapping[str, Any]
+Scores = tuple[float, float, float]
+VOICES = ("teacher", "target before", "target after")  # by the names in evalplus/result.json
+MBPP, ORIGINAL_MBPP = "tskd.tasks.mbpp.Mbpp", "original MBPP, "
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's folder: its settings by dotted name, its result, and how it ended."""
+    """A run's folder: its settings by dotted name, its result, how it ended, and what EvalPlus said of it, if asked."""
 
     folder: Path
     settings: Settings
     result: Mapping[str, Any]
     status: str
+    evalplus: Mapping[str, Any]
 
     @property
     def subset(self) -> str:
@@ -103,6 +108,18 @@ class FinishedRun:
     def is_rehearsal(self) -> bool:
         paths = [str(value) for name, value in self.settings.items() if name.endswith("checkpoint.path")]
         return any(Path(path).is_relative_to(rehearsal.FOLDER) for path in paths)
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """Teacher, target before and target after, in points, by what they are of: "" where there is no choice."""
+        own = _points(self.result[f"eval/{name}"] for name in ("teacher_accuracy", "target_accuracy", "accuracy"))
+        if self.settings["task._target_"] != MBPP:
+            return {"": own}
+        by_evalplus = {
+            f"{suite}, {self.evalplus['problems']['held-out']} problems, ": _points(values[voice] for voice in VOICES)
+            for suite, values in self.evalplus.get("pass@1", {}).get("held-out", {}).items()
+        }
+        return by_evalplus | {ORIGINAL_MBPP: own}
 
     @property
     def job(self) -> tuple[float | str, int, str]:
@@ -138,36 +155,47 @@ def runs_in(folder: Path) -> Iterator[FinishedRun]:
     if not files:
         raise RunFolderError(f"There is no run in {folder}; give folders of runs or sweeps.")
     for file in files:
-        result, status = (_read(file.with_name(name)) for name in ("result.json", "status.json"))
-        yield FinishedRun(file.parent, _flat(OmegaConf.load(file)), result, status.get("status", "unfinished"))
+        names = ("result.json", "status.json", "evalplus/result.json")
+        result, status, evalplus = (_read(file.parent / name) for name in names)
+        settings = _flat(OmegaConf.load(file))
+        yield FinishedRun(file.parent, settings, result, status.get("status", "unfinished"), evalplus)
 
 
 def obtained(experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
     """The cell, in points: for each threshold, mean and standard deviation over the seeds that have all subsets.
 
+    Numbers of different tests, the original MBPP's and EvalPlus's, are on lines of their own, under their names.
     Of two runs of the same job, the later one in ``runs`` counts.
     """
     if not runs:
         return "not run"
-    results = {run.job: run.result for run in runs}
+    results = {run.job: run.scores for run in runs}
+    names = dict.fromkeys(name for scores in results.values() for name in scores)
     thresholds, seeds = ({run.settings[key] for run in runs} for key in ("threshold", "seed"))
     lines = []
-    for threshold in sorted(thresholds, key=str):
-        means = [_means([results.get((threshold, seed, subset)) for subset in experiment.subsets]) for seed in seeds]
-        if whole := [each for each in means if each is not None]:
+    for name, threshold in product(names, sorted(thresholds, key=str)):
+        of_seeds = [
+            [results.get((threshold, seed, part), {}).get(name) for part in experiment.subsets] for seed in seeds
+        ]
+        if whole := [each for scores in of_seeds if (each := _means(scores)) is not None]:
             teacher, before, after = zip(*whole, strict=True)
             voices = f"{fmean(teacher):.2f} / {fmean(before):.2f} / {_spread(after)}"
-            lines.append(f"threshold {shown(threshold)}: {voices}, n = {len(whole)}")
+            lines.append(f"{name}threshold {shown(threshold)}: {voices}, n = {len(whole)}")
     jobs = len(experiment.subsets) * len(experiment.sweep["threshold"]) * len(experiment.sweep["seed"])
     return "<br>".join(lines) or f"incomplete: {len(results)} of {jobs} jobs"
 
 
-def _means(results: Sequence[Mapping[str, Any] | None]) -> tuple[float, float, float] | None:
-    """Teacher, target before and target after, as means over the subsets; ``None`` where one has not been run."""
-    names = ("eval/teacher_accuracy", "eval/target_accuracy", "eval/accuracy")
-    if any(result is None for result in results):
+def _means(scores: Sequence[Scores | None]) -> Scores | None:
+    """The means over the subsets; ``None`` where one has not been run."""
+    there = [each for each in scores if each is not None]
+    if len(there) < len(scores):
         return None
-    teacher, before, after = (fmean(100 * result[name] for result in results if result) for name in names)
+    teacher, before, after = map(fmean, zip(*there, strict=True))
+    return teacher, before, after
+
+
+def _points(fractions: Iterable[float]) -> Scores:
+    teacher, before, after = (100 * fraction for fraction in fractions)
     return teacher, before, after
 
 
@@ -248,9 +276,17 @@ def estimate(experiment: Experiment) -> tuple[float, float]:
 NOTES = """\
 Obtained: teacher / target before / target after, in points, mean ± standard deviation over the seeds. BBH and MMLU: one
 teacher and one transfer for each task or subject, and the mean over them, on the half of the questions that is held out
-here; neither publishes a training split. MBPP: the test split of the original `mbpp.jsonl`, not the tests of EvalPlus.
-GSM8K: the harness's flexible-extract. Models, sizes and training are what the papers state, and ours where they do not
-(`conf/recipe` marks each); loop and filter are TuneShift-KD's, so no obtained cell reproduces a published one."""
+here; neither publishes a training split. GSM8K: the harness's flexible-extract. Models, sizes and training are what the
+papers state, and ours where they do not (`conf/recipe` marks each); loop and filter are TuneShift-KD's, so no obtained
+cell reproduces a published one.
+
+MBPP: what is published is by EvalPlus, which asks other problems, in other words and with other tests, than
+`task=mbpp`, the test split of the original `mbpp.jsonl`. Obtained cells name the one and the other. A finished run gets
+EvalPlus's numbers by `pip install 'tskd[evalplus]'` and `python -m tskd.evalplus RUN`: it writes the models' code and
+prints the commands that grade it in a container; with `--allow-code-execution` the code runs here, with your rights and
+without a sandbox. Counted in a cell are the problems that MBPP has in its test split, for EvalPlus takes others from
+the training split, which the teachers learn. The published numbers are not of all 378 problems of EvalPlus either: all
+are whole numbers of 224ths, and of nothing smaller; that those 224 are the test split's is our reading."""
 
 
 def grid(folders: Sequence[Path]) -> str:

@@ -20,7 +20,7 @@ PLACEHOLDER = "\u241f"  # a character that no template has, to see what stands a
 
 # Templates that print today's date (Llama 3.2) get one and the same, so that a seed gives the same prompts tomorrow;
 # those that let a model think first (Qwen 3) are asked for the answer.
-_FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
+FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 class Requests(Protocol):
@@ -138,7 +138,7 @@ class Chat:
     def _render(self, turns: Sequence[Message], opens_answer: bool = True) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         rendered = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=opens_answer, **_FIXED
+            messages, tokenize=False, add_generation_prompt=opens_answer, **FIXED
         )
         return str(rendered)
 

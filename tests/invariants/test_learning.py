@@ -33,7 +33,7 @@ def test_a_target_learns_to_answer_and_to_end(kind, request, tmp_path, trainer):
     finetune(weights, taught, SETTINGS, trainer, tmp_path, seed=0, key="k")
     model = LanguageModel(weights, str(tmp_path))
     requests = [Request(encode_prefix(model, model.template.prefix(Prompt(q)))) for q in PAIRS]
-    assert [Generation("42", True, tokens=4)] * 3 == generate(model, requests, Sampling(8), trainer)
+    assert [Generation(" 42", True, tokens=4)] * 3 == generate(model, requests, Sampling(8), trainer)
 
 
 def test_a_target_does_not_learn_to_end_where_the_limit_cut_the_answer(neox, tmp_path, trainer):
@@ -42,7 +42,7 @@ def test_a_target_does_not_learn_to_end_where_the_limit_cut_the_answer(neox, tmp
     finetune(weights, taught, SETTINGS, trainer, tmp_path, seed=0, key="k")
     model = LanguageModel(weights, str(tmp_path))
     request = Request(encode_prefix(model, model.template.prefix(Prompt("one"))))
-    assert generate(model, [request], Sampling(8), trainer)[0].text == "4444444"
+    assert generate(model, [request], Sampling(8), trainer)[0].text == " 4444444"
 
 
 def forgetting(neox, tmp_path, trainer, **settings):

@@ -16,8 +16,9 @@ CYCLE = dict(zip("abcd", "bcda", strict=True))
 
 @pytest.fixture(scope="module")
 def alphabet(tmp_path_factory):
-    """Goes round a, b, c, d without end; after a colon, one of them by chance; after a bar, the end."""
-    follows = {**CYCLE, ":": list("abcd"), "|": END}
+    """Goes round a, b, c, d without end; after a colon, one of them by chance; after a bar, the end;
+    after an angle, a new line and the end."""
+    follows = {**CYCLE, ":": list("abcd"), ">": "\n", "\n": END, "|": END}
     return LanguageModel(tiny.weights(scripted.save_model(tmp_path_factory.mktemp("alphabet") / "m", follows)))
 
 
@@ -49,6 +50,10 @@ def test_a_stop_text_in_the_prompt_stops_nothing(alphabet, trainer):
 
 def test_the_end_token_ends_a_text_and_is_no_part_of_it(alphabet, trainer):
     assert Generation("", True, 1) == written(alphabet, ["a|"], trainer)[0]
+
+
+def test_white_space_at_the_ends_of_a_text_is_part_of_it(alphabet, trainer):
+    assert Generation("\n", True, 2) == written(alphabet, [">"], trainer)[0]
 
 
 def test_every_end_token_of_the_model_ends_a_text(alphabet, trainer, monkeypatch):

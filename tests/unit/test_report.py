@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 GSM8K = "translora/gsm8k_llama2_7b_to_gemma_7b"
 BBH = "titok/bbh_mistral_7b_to_mistral_7b"
+MBPP = "translora/mbpp_gemma_2b_to_gemma_7b"
 
 
 def save_run(folder, experiment, *overrides, accuracy=0.5, status="completed"):
@@ -66,6 +67,30 @@ def test_a_cell_of_many_tasks_is_the_mean_over_all_of_them_or_is_not_filled(rows
     assert f"incomplete: 26 of {27 * 12} jobs" == cell(rows, BBH, tmp_path)
     save_run(tmp_path / TASKS[0], BBH, accuracy=accuracies[0])
     assert f"threshold 1.5: 75.00 / 25.00 / {100 * fmean(accuracies):.2f}, n = 1" == cell(rows, BBH, tmp_path)
+
+
+def test_evalplus_numbers_and_those_of_the_original_mbpp_are_told_apart_in_a_cell(rows, tmp_path):
+    for seed in (0, 1):
+        save_run(tmp_path / f"{seed}", MBPP, "task.allow_code_execution=true", f"seed={seed}")
+    original = "original MBPP, threshold 1.5: 75.00 / 25.00 / 50.00 ± 0.00, n = 2"
+    assert original == cell(rows, MBPP, tmp_path)
+    (tmp_path / "1" / "evalplus").mkdir()
+    voices = {"base": 0.1, "teacher": 0.4, "target before": 0.2, "target after": 0.3}
+    good = dict.fromkeys(voices, 0.9)
+    numbers = {
+        "problems": {"held-out": 224, "all": 378},
+        "pass@1": {
+            "held-out": {"EvalPlus MBPP": voices, "EvalPlus MBPP+": dict.fromkeys(voices, 0.1)},
+            "all": {"EvalPlus MBPP": good, "EvalPlus MBPP+": good},
+        },
+    }
+    (tmp_path / "1" / "evalplus" / "result.json").write_text(json.dumps(numbers))
+    base, plus = "40.00 / 20.00 / 30.00, n = 1", "10.00 / 10.00 / 10.00, n = 1"
+    assert {
+        original,
+        f"EvalPlus MBPP, 224 problems, threshold 1.5: {base}",
+        f"EvalPlus MBPP+, 224 problems, threshold 1.5: {plus}",
+    } == set(cell(rows, MBPP, tmp_path).split("<br>"))
 
 
 @pytest.mark.parametrize(

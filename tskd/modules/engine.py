@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """New text without special tokens and surrounding space. ``finished``: it ended by itself, not at the limit."""
+    """New text as it was written, without special tokens. ``finished``: it ended by itself, not at the limit."""
 
     text: str
     finished: bool
@@ -99,4 +99,4 @@ class Ending:
         text = self.model.tokenizer.decode(written, skip_special_tokens=True)
         if self.stop is not None:
             text = text.split(self.stop)[0]
-        return Generation(text.strip(), finished, len(written))
+        return Generation(text, finished, len(written))

@@ -34,6 +34,6 @@ class Answer:
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
         answers = generate(self.teacher, requests, sampling, self.trainer, label="answer")
         return [
-            Response(prompt, answer.text, answer.finished, answer.tokens)
+            Response(prompt, answer.text.strip(), answer.finished, answer.tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]

@@ -63,8 +63,8 @@ class Strategy(ABC):
         return None
 
     def read(self, draft: str) -> str | None:
-        """The new prompt in what the writer wrote, or ``None`` where there is none."""
-        return draft.strip() or None
+        """The new prompt in what the writer wrote, without the space around it, or ``None`` where there is none."""
+        return draft or None
 
     def check_lengths(self, seeds: Sequence[Prompt]) -> None:
         """Raise ``ModelError`` where the longest of ``seeds``, shown together, leave the writer no room for a draft."""
@@ -97,7 +97,7 @@ class Strategy(ABC):
         prompts: list[Prompt] = []
         duplicates = near_duplicates = malformed = held_out = 0
         for shown, draft in zip(parents, drafts, strict=True):
-            text = self.read(draft.text) if draft.finished else None
+            text = self.read(draft.text.strip()) if draft.finished else None
             if text is None:
                 malformed += 1
                 continue
@@ -156,7 +156,7 @@ class NumberedList(FewShot):
         return number_mark(min(self.drawn, len(pool)) + 2)
 
     def read(self, draft: str) -> str | None:
-        return draft.strip() or None
+        return draft or None
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class TrainLora:
         sampling = Sampling(self.replay.max_new_tokens)
         answers = generate(self.target, requests, sampling, self.trainer, label="replay")
         sequences = [
-            encode_response(self.target, prompt, answer.text, answer.finished)
+            encode_response(self.target, prompt, answer.text.strip(), answer.finished)
             for prompt, answer in zip(dropped, answers, strict=True)
         ]
         return sequences, sum(answer.tokens for answer in answers)
@@ -122,7 +122,7 @@ class TrainLora:
         requests = [Request(start, f"{self.seed}/replay/{i}") for i in range(self.replay.num_texts)]
         sampling = Sampling(self.replay.max_new_tokens, temperature=1.0)
         texts = generate(self.target, requests, sampling, self.trainer, label="replay")
-        return [self._free_text(text.text, text.finished) for text in texts], sum(text.tokens for text in texts)
+        return [self._free_text(text.text.strip(), text.finished) for text in texts], sum(text.tokens for text in texts)
 
     def _free_text(self, text: str, finished: bool) -> TokenSequence:
         ids = self.target.tokenizer(text, add_special_tokens=False).input_ids
