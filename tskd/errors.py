@@ -5,6 +5,7 @@ TskdError
 ├── TaskError          a seeds, held-out or data file that cannot be used
 ├── ModelError         a checkpoint or adapter that is missing, or does not belong where it was put
 ├── RunFolderError     an output folder that cannot be written, read or continued
+├── ServerError        a server that does not answer, refuses, or has cost what it may
 ├── SandboxError       a machine that cannot isolate model-written code
 └── NothingToLearn     the algorithm has come to an end without an adapter
     ├── NoNewPrompts       expansion wrote nothing that was not there before
@@ -29,6 +30,10 @@ class ModelError(TskdError):
 
 
 class RunFolderError(TskdError):
+    pass
+
+
+class ServerError(TskdError):
     pass
 
 

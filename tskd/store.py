@@ -224,7 +224,7 @@ def identity(value: Any) -> Any:
         is_ours = value.engine in (None, OwnLoop())
         return [value.device.type, value.precision, *([] if is_ours else [identity(value.engine)])]
     if is_dataclass(value) and not isinstance(value, type):
-        settings = {field.name: identity(getattr(value, field.name)) for field in fields(value)}
+        settings = {field.name: identity(getattr(value, field.name)) for field in fields(value) if field.compare}
         return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **settings}
     if isinstance(value, Mapping):
         return {str(key): identity(each) for key, each in value.items()}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tskd.errors import ModelError
+from tskd.errors import ConfigError, ModelError
 from tskd.records import Message, Prompt
 
 LIST_HEADER = "Here are prompts of one kind."
@@ -141,6 +141,26 @@ class Chat:
             messages, tokenize=False, add_generation_prompt=opens_answer, **FIXED
         )
         return str(rendered)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """For chat models behind a server, which has the chat template: a request is what a user's turn says."""
+
+    def few_shot(self, exemplars: Sequence[Prompt]) -> str:
+        return few_shot_request(exemplars)
+
+    def numbered_list(self, exemplars: Sequence[Prompt]) -> str:
+        raise ConfigError("A chat server cannot go on with a list; set `expansion` to few_shot or evolve.")
+
+    def opening(self, context: Sequence[Message]) -> str:
+        raise ConfigError("A chat server does not write a user's turn; set `expansion` to few_shot or evolve.")
+
+    def closing(self) -> str | None:
+        return None
+
+    def rewrite(self, prompt: Prompt, operation: str) -> str:
+        return rewrite_request(prompt, operation)
 
 
 def template_for(tokenizer: Any, kind: str) -> Template:
