@@ -49,9 +49,8 @@ ANSWER = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
 )
 MAX_NEW_TOKENS = 768
-END_OF_COMPLETION, END_OF_BLOCK = '\n"""', "\n```\n"
 STOPS = ("<|endoftext|>", "<|endofmask|>", "</s>", "\nif __name__", "\ndef main(", "\nprint(")
-STOPS_OF = {END_OF_COMPLETION: (*STOPS, END_OF_COMPLETION, "\nassert"), END_OF_BLOCK: (*STOPS, END_OF_BLOCK)}
+STOPS_OF_COMPLETION, STOPS_OF_BLOCK = (*STOPS, '\n"""', "\nassert"), (*STOPS, "\n```\n")
 
 SUITES = ("EvalPlus MBPP", "EvalPlus MBPP+")  # with the original tests, and with EvalPlus's besides
 RELEASES = "https://github.com/evalplus/mbppplus_release/releases"
@@ -220,12 +219,12 @@ def solutions(
     model: LanguageModel, problems: Sequence[Problem], trainer: LightningTrainer, label: str = "EvalPlus"
 ) -> list[str]:
     """A greedy solution of each problem, cut where EvalPlus cuts. One that goes on with the problem begins with it."""
-    end = END_OF_BLOCK if isinstance(model.template, Chat) else END_OF_COMPLETION
+    is_chat = isinstance(model.template, Chat)
+    stop = STOPS_OF_BLOCK if is_chat else STOPS_OF_COMPLETION
     requests = [request(model, problem) for problem in problems]
-    # To stop at the likeliest of the texts saves time; the text is cut before the first of all.
-    written = generate(model, requests, Sampling(MAX_NEW_TOKENS), trainer, stop=end, label=label)
-    made = [before_first(STOPS_OF[end], each.text).replace("\t", "    ") for each in written]
-    if end == END_OF_BLOCK:
+    written = generate(model, requests, Sampling(MAX_NEW_TOKENS), trainer, stop=stop, label=label)
+    made = [each.text.replace("\t", "    ") for each in written]
+    if is_chat:
         return made
     return [problem.text + code for problem, code in zip(problems, made, strict=True)]
 
@@ -240,11 +239,6 @@ def request(model: LanguageModel, problem: Problem) -> Request:
         text = model.tokenizer.apply_chat_template(turns, tokenize=False, **FIXED).rpartition(HERE)[0]
     # Like EvalPlus, which gives a start token also to what a chat template has begun with one.
     return Request(tuple(model.tokenizer(text).input_ids))
-
-
-def before_first(stops: Sequence[str], text: str) -> str:
-    """``text`` up to where the first of ``stops`` begins; they may overlap."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def results_file(samples: Path) -> Path:

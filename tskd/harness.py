@@ -1,7 +1,8 @@
 """Evaluation by the field's own harness (lm-evaluation-harness), on the models that are in memory.
 
 Questions, answers and metric are those of the task files in ``tskd/tasks/harness``, which the harness's own command
-line reads too. What a model reads is its own template's prefix, in the very tokens that it is trained and scored on.
+line reads too. What a model reads is its own template's prefix, in the very tokens that it is trained and scored on;
+its passes are those of the stages (``generate``, ``log_likelihoods``), so several processes share them out.
 """
 
 import contextlib
@@ -16,13 +17,14 @@ from typing import Any
 
 from tskd.errors import ConfigError
 from tskd.models import LanguageModel
-from tskd.modules.batches import check_context, encode_prefix
+from tskd.modules.batches import TokenSequence, check_context, encode_prefix
+from tskd.modules.generator import Request, Sampling, generate
+from tskd.modules.scorer import log_likelihoods
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Graded, Message, Prompt, Question
 from tskd.tasks import Benchmark
 
 TASKS = Path(__file__).parent / "tasks" / "harness"
-MAX_LOGITS = 2**27  # in one batch of the harness, which computes them for whole sequences
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,10 @@ class HarnessEvaluator:
         from lm_eval.tasks import TaskManager, get_task_dict
 
         harness = self.task.harness()
-        longest = self.check_lengths(model)
-        self.trainer.make_room(model.weights)
+        self.check_lengths(model)
         # The harness puts nothing between a chat prompt and a choice; a plain template needs its space there.
         metadata = {**harness.metadata, "target_delimiter": model.template.continuation("")}
-        with _quiet(), model.speaking() as network, _lent(network, model):
-            if not model.weights.checkpoint.is_placed:
-                network.to(self.trainer.device)
+        with _quiet():
             manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
             tasks = get_task_dict([harness.name], manager)
             settings = tasks[harness.name].config
@@ -72,7 +71,7 @@ class HarnessEvaluator:
             if settings.output_type == "generate_until":
                 settings.generation_kwargs["max_gen_toks"] = self.max_new_tokens
             results = lm_eval.evaluate(
-                _in_memory(model, network, longest, self._rows(model, longest), self.trainer.shows_progress),
+                _in_memory(model, self.trainer),
                 tasks,
                 apply_chat_template=True,
                 fewshot_as_multiturn=harness.num_fewshot > 0,
@@ -104,51 +103,43 @@ class HarnessEvaluator:
         check_context(model, longest, f"The longest held-out question, with {with_it},")
         return longest
 
-    def _rows(self, model: LanguageModel, longest: int) -> int:
-        rows = self.trainer.batch_tokens // longest
-        if self.task.harness().metric == "acc":  # likelihoods of choices, for which it computes all logits
-            rows = min(rows, MAX_LOGITS // (longest * model.weights.config.get_text_config().vocab_size))
-        return max(1, rows)
 
+def _in_memory(model: LanguageModel, trainer: LightningTrainer) -> Any:
+    from lm_eval.api.model import TemplateLM
 
-def _in_memory(model: LanguageModel, network: Any, longest: int, rows: int, progress: bool) -> Any:
-    from lm_eval.models.huggingface import HFLM
+    class InMemory(TemplateLM):  # type: ignore[misc]
+        """What the harness asks of a model, with our template in the place of the tokenizer's."""
 
-    class InMemory(HFLM):  # type: ignore[misc]
-        """The harness's own model class, with our template in the place of the tokenizer's."""
+        tokenizer = model.tokenizer
+        tokenizer_name = model.name
+        eot_token_id = model.tokenizer.eos_token_id
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            adds = model.template.adds_special_tokens if add_special_tokens is None else add_special_tokens
+            return list(model.tokenizer(string, add_special_tokens=adds).input_ids)
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             *context, last = (Message(turn["role"], turn["content"]) for turn in chat_history)
             return model.template.prefix(Prompt(last.content, tuple(context)))
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().generate_until(requests, disable_tqdm or not progress)
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            settings = requests[0].args[1]  # one task's, so those of all
+            read = [Request(encode_prefix(model, request.args[0])) for request in requests]
+            sampling, stop = Sampling(settings["max_gen_toks"]), tuple(settings["until"])
+            return [found.text for found in generate(model, read, sampling, trainer, stop=stop, label="evaluate")]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood(requests, disable_tqdm or not progress)
+            return super().loglikelihood(requests, disable_tqdm=True)  # a bar over the encoding alone
 
-    return InMemory(
-        pretrained=network,
-        tokenizer=model.tokenizer,
-        add_bos_token=model.template.adds_special_tokens,
-        batch_size=rows,
-        # Where a model names no limit, the harness would assume one, and cut what is longer without a word.
-        max_length=model.weights.max_length or longest,
-    )
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            sequences = [TokenSequence((*context, *choice), len(context)) for _, context, choice in requests]
+            # Whether a choice is also what the model would write is not asked by any of the tasks.
+            return [(likelihood, False) for likelihood in log_likelihoods(model, sequences, trainer)]
 
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise NotImplementedError("none of the tasks asks for it")
 
-@contextlib.contextmanager
-def _lent(network: Any, model: LanguageModel) -> Iterator[None]:
-    """To the harness: with what it needs of a model, and given back as it was."""
-    settings, tokenizer = network.generation_config, model.tokenizer
-    end, pad = settings.eos_token_id, tokenizer.pad_token
-    # The end of a turn is often not the one token that the model's own generation settings name.
-    settings.eos_token_id = sorted(model.end_tokens)
-    try:
-        yield
-    finally:
-        settings.eos_token_id = end
-        tokenizer.pad_token = pad  # the harness chooses one where there is none
+    return InMemory()
 
 
 @contextlib.contextmanager

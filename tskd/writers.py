@@ -23,7 +23,7 @@ class Writer(Protocol):
         """How it is asked for a prompt."""
 
     def write(
-        self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: str | None, label: str
+        self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: tuple[str, ...], label: str
     ) -> list[Generation]:
         """What it writes after each text, up to ``stop``; a text's key decides what is sampled, as far as it can."""
 
@@ -47,7 +47,7 @@ class LocalWriter:
         return self.model.template
 
     def write(
-        self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: str | None, label: str
+        self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: tuple[str, ...], label: str
     ) -> list[Generation]:
         requests = [Request(encode_prefix(self.model, text), key) for text, key in zip(texts, keys, strict=True)]
         return generate(self.model, requests, sampling, self.trainer, stop=stop, label=label)

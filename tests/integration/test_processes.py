@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import fabricated, tiny
+from tskd.harness import HarnessEvaluator
+from tskd.models import LanguageModel
+from tskd.tasks.bbh import Bbh
+from tskd.tasks.mmlu import Mmlu
 
 PRELUDE = """
 import json, sys
@@ -85,7 +89,7 @@ def model(folder, sharded):
 def written(model, max_tokens):
     requests = [Request(tuple(range(3, 3 + n)), str(n)) for n in (5, 9, 2, 30, 4)]
     trainer = LightningTrainer(devices=2, sharded=True, max_batch_tokens=max_tokens, progress=False)
-    found = generate(model, requests, Sampling(40, temperature=1.0), trainer, stop="(")
+    found = generate(model, requests, Sampling(40, temperature=1.0), trainer, stop=("(",))
     return [[each.text, each.finished, each.tokens] for each in found]
 """
 
@@ -114,6 +118,45 @@ def test_a_model_in_two_halves_writes_what_the_whole_one_does(tmp_path):
         assert whole == one_by_one == at_once
         assert len({tokens for _, _, tokens in whole}) > 2  # so some batches needed more passes than others
         assert 0.5 == part
+
+
+EVALUATED = """
+from tests.integration.test_processes import evaluated
+from tskd.modules.trainer import Resident
+
+real, texts = Resident.predict_step, [0]
+
+def predict_step(self, indices):
+    texts[0] += len(indices)
+    return real(self, indices)
+
+def main():
+    for sharded in (False, True):
+        trainer = LightningTrainer(devices=2, sharded=sharded, progress=False)
+        weights = weights_of(Checkpoint("tiny", "model", dtype="float32", sharded=sharded))
+        print(json.dumps(evaluated(LanguageModel(weights), Path("data"), trainer)))
+
+Resident.predict_step = predict_step
+workers.together(main)
+Path(f"texts_{workers.rank()}").write_text(str(texts[0]))
+"""
+
+
+def evaluated(model, data, trainer):
+    """What an evaluation by generation and one by likelihoods say of a model."""
+    tasks = Bbh(str(data), subset="navigate", limit=5), Mmlu(str(data), subset=fabricated.TWINS[1], limit=5)
+    graded = [answer for task in tasks for answer in HarnessEvaluator(task, task.questions(), trainer, 8)(model)]
+    return [[answer.question, answer.response, answer.correct] for answer in graded]
+
+
+def test_an_evaluation_is_shared_out_and_says_what_one_process_does(tmp_path, trainer):
+    pytest.importorskip("lm_eval")
+    fabricated.write_all(tmp_path / "data")
+    expected = evaluated(LanguageModel(tiny.weights(tiny.save_model(tmp_path / "model"))), tmp_path / "data", trainer)
+    done = two_processes(tmp_path, EVALUATED)
+    assert done.returncode == 0, done.stderr
+    assert [expected, expected] == list(map(json.loads, done.stdout.splitlines()))
+    assert all(int((tmp_path / f"texts_{number}").read_text()) > 0 for number in (0, 1))
 
 
 OUT_OF_MEMORY = (

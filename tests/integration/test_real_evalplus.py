@@ -157,7 +157,7 @@ def test_prompts_lengths_and_stops_are_evalplus_own(tmp_path):
     assert f'response_prefix = "{evalplus.ANSWER}"' in source
     default = inspect.signature(DecoderBase.__init__).parameters["max_new_tokens"].default
     assert default == evalplus.MAX_NEW_TOKENS
-    completion, block = (evalplus.STOPS_OF[end] for end in (evalplus.END_OF_COMPLETION, evalplus.END_OF_BLOCK))
+    completion, block = evalplus.STOPS_OF_COMPLETION, evalplus.STOPS_OF_BLOCK
     assert {*EOS, *extra_eos_for_direct_completion("mbpp")} == {*completion}
     assert {*EOS, "\n```\n"} == {*block}
     path = scripted.save_model(tmp_path / "m", {}, chat_template=scripted.CHAT)

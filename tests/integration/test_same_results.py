@@ -75,6 +75,14 @@ def test_the_same_scores_and_the_same_kept(usual, other):
     assert kept[0] == kept[1] != []
 
 
+def test_the_same_answers_to_held_out_questions(usual, other):
+    first, second = (
+        {file.name: file.read_text() for file in sorted((folder / "evaluation").glob("*.jsonl"))}
+        for folder in (usual, other)
+    )
+    assert first == second != {}
+
+
 def test_the_same_adapter(usual, other):
     first, second = (load_file(at / "iteration_0" / "adapter" / "adapter_model.safetensors") for at in (usual, other))
     for name in first:

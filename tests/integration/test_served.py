@@ -70,9 +70,9 @@ def test_a_chat_server_writes_new_prompts(serve, letters, tmp_path):
     writer = ServerWriter(url=serve(letters), model=str(letters), key_variable=None, journal=tmp_path)
     writer.check()
     text = writer.template.few_shot([Prompt("one"), Prompt("two")])
-    made = writer.write([text] * 3, list("abc"), Sampling(8), stop=LIST_MARK, label="0 expand")
+    made = writer.write([text] * 3, list("abc"), Sampling(8), stop=(LIST_MARK,), label="0 expand")
     assert [("ak", True)] * 3 == [(each.text, each.finished) for each in made]
-    (cut,) = writer.write([text], ["d"], Sampling(1), stop=LIST_MARK, label="0 expand")
+    (cut,) = writer.write([text], ["d"], Sampling(1), stop=(LIST_MARK,), label="0 expand")
     assert ("a", False, 1) == (cut.text, cut.finished, cut.tokens)
 
 
@@ -83,14 +83,14 @@ def test_a_key_decides_what_a_server_samples_if_it_is_asked_for_one_text_at_a_ti
         url=serve(letters), model=str(letters), key_variable=None, extra=samples, concurrency=1, max_retries=0
     )
     keys = [str(number) for number in range(12)]
-    first = writer.write(["text"] * 12, keys, Sampling(8, 1.0), stop=None, label="0 expand")
-    again = replace(writer).write(["text"] * 12, keys, Sampling(8, 1.0), stop=None, label="0 expand")
+    first = writer.write(["text"] * 12, keys, Sampling(8, 1.0), stop=(), label="0 expand")
+    again = replace(writer).write(["text"] * 12, keys, Sampling(8, 1.0), stop=(), label="0 expand")
     assert first == again
     assert {"ak", "bk", "ck", "dk"} >= {each.text for each in first}
     assert len({each.text for each in first}) > 1
 
 
-@pytest.mark.parametrize("stop", [None, "e"])
+@pytest.mark.parametrize("stop", [(), ("e",), ("x", "e")])
 def test_a_server_generates_greedily_what_we_do(serve, llama, trainer, stop):
     model = LanguageModel(tiny.weights(llama))
     engine = ServerEngine(url=serve(llama), models={model.name: str(llama)}, otherwise=None, key_variable=None)

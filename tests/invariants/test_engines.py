@@ -37,7 +37,7 @@ def paged(trainer):
     return replace(trainer, engine=ContinuousBatching())
 
 
-def written(model, texts, trainer, max_new_tokens=8, temperature=0.0, stop=None, top_p=1.0):
+def written(model, texts, trainer, max_new_tokens=8, temperature=0.0, stop=(), top_p=1.0):
     requests = [Request(encode_prefix(model, text), str(n)) for n, text in enumerate(texts)]
     return generate(model, requests, Sampling(max_new_tokens, temperature, top_p), trainer, stop=stop)
 
@@ -45,12 +45,12 @@ def written(model, texts, trainer, max_new_tokens=8, temperature=0.0, stop=None,
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [
-        (None, Generation("bcdabcda", False, 8)),
-        ("d", Generation("bc", True, 3)),
-        ("cdabc", Generation("b", True, 6)),
-        ("b", Generation("", True, 1)),
-        ("abd", Generation("bcdabcda", False, 8)),
-        ("dabcda", Generation("bc", True, 8)),
+        ((), Generation("bcdabcda", False, 8)),
+        (("d",), Generation("bc", True, 3)),
+        (("cdabc",), Generation("b", True, 6)),
+        (("b",), Generation("", True, 1)),
+        (("abd",), Generation("bcdabcda", False, 8)),
+        (("dabcda",), Generation("bc", True, 8)),
     ],
 )
 def test_a_text_stops_where_the_stop_text_is_complete_and_is_cut_before_it(alphabet, by_engine, stop, expected):
@@ -106,10 +106,10 @@ def test_base_and_teacher_take_turns_on_one_set_of_weights(llama, adapter, train
 def test_one_call_samples_the_same_again_and_leaves_other_random_numbers_alone(llama, paged):
     model = LanguageModel(tiny.weights(llama))
     state = torch.get_rng_state()
-    first, again = (written(model, TEXTS, paged, temperature=1.0, top_p=0.9, stop="e") for _ in range(2))
+    first, again = (written(model, TEXTS, paged, temperature=1.0, top_p=0.9, stop=("e",)) for _ in range(2))
     assert torch.equal(state, torch.get_rng_state())
     assert first == again
-    assert first[:-1] != written(model, TEXTS[:-1], paged, temperature=1.0, top_p=0.9, stop="e")  # another call
+    assert first[:-1] != written(model, TEXTS[:-1], paged, temperature=1.0, top_p=0.9, stop=("e",))  # another call
 
 
 def test_what_fails_within_is_one_line(llama, paged, monkeypatch):

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests import fabricated, scripted, tiny
+from tskd import harness
 from tskd.errors import ConfigError, ModelError
 from tskd.harness import TASKS, HarnessEvaluator
 from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_prefix
+from tskd.modules.batches import TokenSequence, encode_prefix
+from tskd.modules.scorer import log_likelihoods
+from tskd.modules.trainer import LightningTrainer
 from tskd.records import Message
 from tskd.tasks.bbh import Bbh
 from tskd.tasks.gsm8k import Gsm8k
@@ -120,29 +122,42 @@ def test_the_command_line_agrees_on_a_real_model_and_real_questions(trainer, tmp
     assert 2 == len({correct for _, correct in found["tskd_bbh"]})
 
 
+@pytest.mark.filterwarnings("default")  # of the harness's own
+@pytest.mark.parametrize("max_batch_tokens", [1, 10_000])
+def test_likelihoods_are_those_of_the_harness(llama, max_batch_tokens):
+    from lm_eval.models.huggingface import HFLM
+
+    model = LanguageModel(tiny.weights(llama))
+    # Choices of one token and of several, some after the same context; the first three are read together.
+    pairs = [((7, 8, 9), (10,)), ((7, 8, 9), (11,)), ((7, 8, 9), (12,)), ((7, 8, 9), (10, 11)), ((5,), (10, 7, 8))]
+    theirs = HFLM(pretrained=model.weights.model, tokenizer=model.tokenizer, max_length=512, batch_size=2)
+    expected = theirs._loglikelihood_tokens([(("", ""), [*context], [*choice]) for context, choice in pairs])
+    ours = LightningTrainer(accelerator="cpu", progress=False, max_batch_tokens=max_batch_tokens)
+    found = log_likelihoods(
+        model, [TokenSequence((*context, *choice), len(context)) for context, choice in pairs], ours
+    )
+    assert [likelihood for likelihood, _ in expected] == pytest.approx(found, abs=1e-4)
+
+
 # What the model reads
 
 
 @pytest.fixture
 def reading(monkeypatch):
     """The token ids that the harness hands to the model: prefixes to go on from, and (prefix, choice) to score."""
-    from lm_eval.models.huggingface import HFLM
-
     read = []
-    generate, score = HFLM._model_generate, HFLM._loglikelihood_tokens
+    generate, score = harness.generate, harness.log_likelihoods
 
-    def spy_on_generation(self, context, **settings):
-        pad = self.tokenizer.pad_token_id
-        rows = [tuple(row) for row in context.tolist()]
-        read.extend(row[next(at for at, token in enumerate(row) if token != pad) :] for row in rows)
-        return generate(self, context, **settings)
+    def spy_on_generation(model, requests, *rest, **settings):
+        read.extend(request.ids for request in requests)
+        return generate(model, requests, *rest, **settings)
 
-    def spy_on_scoring(self, requests, **settings):
-        read.extend((tuple(context), tuple(choice)) for _, context, choice in requests)
-        return score(self, requests, **settings)
+    def spy_on_scoring(model, sequences, *rest):
+        read.extend((each.ids[: each.first_target], each.ids[each.first_target :]) for each in sequences)
+        return score(model, sequences, *rest)
 
-    monkeypatch.setattr(HFLM, "_model_generate", spy_on_generation)
-    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", spy_on_scoring)
+    monkeypatch.setattr(harness, "generate", spy_on_generation)
+    monkeypatch.setattr(harness, "log_likelihoods", spy_on_scoring)
     return read
 
 
@@ -215,7 +230,6 @@ def state(weights: Weights):
             tokenizer.special_tokens_map,
             sorted(tokenizer.get_vocab()),
             tokenizer(["one", "three"]).input_ids,
-            torch.random.get_rng_state().tolist(),
         )
     )
 
@@ -232,7 +246,7 @@ def test_model_and_tokenizer_are_given_back_as_they_were(make, data, trainer, tm
 def test_they_are_given_back_even_where_the_harness_fails(data, trainer, tmp_path, monkeypatch):
     weights = without_pad_token(tmp_path / "m")
     before = state(weights)
-    monkeypatch.setattr("lm_eval.models.huggingface.HFLM._model_generate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(harness, "generate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluator(bbh(data), trainer)(LanguageModel(weights))
     assert str(before) == str(state(weights))

@@ -19,6 +19,7 @@ from tskd.console import VOICES
 from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.evalplus import Problem, Problems, Sample
 from tskd.models import LanguageModel
+from tskd.modules.engine import before_any
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "recorded" / "evalplus"
@@ -81,18 +82,18 @@ def test_a_chat_models_solution_is_what_it_wrote(tmp_path, trainer):
 
 
 @pytest.mark.parametrize(
-    ("end", "written", "left"),
+    ("stop", "written", "left"),
     [
-        (evalplus.END_OF_COMPLETION, "\nassert f() == 1\ndef f():\n    return 1", ""),
-        (evalplus.END_OF_COMPLETION, 'f = 1\nprint(f)\n"""More', "f = 1"),
-        (evalplus.END_OF_COMPLETION, 'f = """text"""', 'f = """text"""'),
-        (evalplus.END_OF_COMPLETION, "f = 1\n```\nmore", "f = 1\n```\nmore"),
-        (evalplus.END_OF_BLOCK, "f = 1\nassert f\n```\nprint(", "f = 1\nassert f"),
-        (evalplus.END_OF_BLOCK, "f = 1</s>\nif __name__", "f = 1"),
+        (evalplus.STOPS_OF_COMPLETION, "\nassert f() == 1\ndef f():\n    return 1", ""),
+        (evalplus.STOPS_OF_COMPLETION, 'f = 1\nprint(f)\n"""More', "f = 1"),
+        (evalplus.STOPS_OF_COMPLETION, 'f = """text"""', 'f = """text"""'),
+        (evalplus.STOPS_OF_COMPLETION, "f = 1\n```\nmore", "f = 1\n```\nmore"),
+        (evalplus.STOPS_OF_BLOCK, "f = 1\nassert f\n```\nprint(", "f = 1\nassert f"),
+        (evalplus.STOPS_OF_BLOCK, "f = 1</s>\nif __name__", "f = 1"),
     ],
 )
-def test_a_text_ends_before_the_first_of_the_texts_that_evalplus_stops_at(end, written, left):
-    assert left == evalplus.before_first(evalplus.STOPS_OF[end], written)
+def test_a_text_ends_before_the_first_of_the_texts_that_evalplus_stops_at(stop, written, left):
+    assert left == before_any(stop, written)
 
 
 def test_problems_that_do_not_fit_a_model_are_told_before_anything_is_written(tmp_path):

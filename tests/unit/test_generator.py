@@ -22,7 +22,7 @@ def alphabet(tmp_path_factory):
     return LanguageModel(tiny.weights(scripted.save_model(tmp_path_factory.mktemp("alphabet") / "m", follows)))
 
 
-def written(model, texts, trainer, max_new_tokens=10, temperature=0.0, stop=None):
+def written(model, texts, trainer, max_new_tokens=10, temperature=0.0, stop=()):
     requests = [Request(encode_prefix(model, text), str(n)) for n, text in enumerate(texts)]
     return generate(model, requests, Sampling(max_new_tokens, temperature), trainer, stop=stop)
 
@@ -30,14 +30,15 @@ def written(model, texts, trainer, max_new_tokens=10, temperature=0.0, stop=None
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [
-        (None, Generation("bcdabcdabc", False, 10)),
-        ("d", Generation("bc", True, 3)),
-        ("da", Generation("bc", True, 4)),
-        ("cdabc", Generation("b", True, 6)),
-        ("b", Generation("", True, 1)),
-        ("abc", Generation("bcd", True, 6)),
-        ("abd", Generation("bcdabcdabc", False, 10)),
-        ("dabcdabc", Generation("bc", True, 10)),  # complete with the last token
+        ((), Generation("bcdabcdabc", False, 10)),
+        (("d",), Generation("bc", True, 3)),
+        (("da",), Generation("bc", True, 4)),
+        (("cdabc",), Generation("b", True, 6)),
+        (("b",), Generation("", True, 1)),
+        (("abc",), Generation("bcd", True, 6)),
+        (("abd",), Generation("bcdabcdabc", False, 10)),
+        (("dabcdabc",), Generation("bc", True, 10)),  # complete with the last token
+        (("cdabc", "da", "x"), Generation("bc", True, 4)),  # the one that is complete first
     ],
 )
 def test_a_text_stops_where_the_stop_text_is_complete_and_is_cut_before_it(alphabet, trainer, stop, expected):
@@ -45,7 +46,7 @@ def test_a_text_stops_where_the_stop_text_is_complete_and_is_cut_before_it(alpha
 
 
 def test_a_stop_text_in_the_prompt_stops_nothing(alphabet, trainer):
-    assert written(alphabet, ["xyxya"], trainer, 6, stop="xy")[0].text == "bcdabc"
+    assert written(alphabet, ["xyxya"], trainer, 6, stop=("xy",))[0].text == "bcdabc"
 
 
 def test_the_end_token_ends_a_text_and_is_no_part_of_it(alphabet, trainer):

@@ -48,7 +48,7 @@ def writer(url, **settings):
     return ServerWriter(**{"url": url, "model": "m", "backoff": 0.001, "concurrency": 1, "max_retries": 3, **settings})
 
 
-def write(asked, texts=("a",), sampling=None, stop="\n\nPrompt:"):
+def write(asked, texts=("a",), sampling=None, stop=("\n\nPrompt:",)):
     keys = [str(number) for number in range(len(texts))]
     return asked.write(texts, keys, sampling or Sampling(8, 0.5, 0.9), stop=stop, label="0 expand")
 
@@ -78,7 +78,7 @@ def test_a_request_is_one_users_turn_with_the_sampling_and_a_seed_from_its_key(s
 
 def test_a_greedy_request_has_no_seed_and_extra_fields_come_or_go(serve):
     stub = serve(echo)
-    write(writer(stub.url, extra={"max_tokens": None, "max_completion_tokens": 9}), sampling=Sampling(8), stop=None)
+    write(writer(stub.url, extra={"max_tokens": None, "max_completion_tokens": 9}), sampling=Sampling(8), stop=())
     assert {"model", "messages", "temperature", "max_completion_tokens"} == set(stub.requests[0])
 
 
@@ -291,7 +291,7 @@ def test_what_is_said_is_the_failure_and_not_that_others_were_given_up(serve):
 
 def test_a_text_that_is_asked_for_twice_with_one_key_is_asked_for_once(serve):
     stub = serve(echo)
-    made = writer(stub.url).write(["a", "a"], ["same", "same"], Sampling(8), stop=None, label="")
+    made = writer(stub.url).write(["a", "a"], ["same", "same"], Sampling(8), stop=(), label="")
     assert ["A", "A"] == [each.text for each in made]
     assert 1 == len(stub.requests)
 
@@ -440,7 +440,7 @@ def served(serve):
 
 def generate(engine, model, ids=(0, 70, 71)):
     trainer = LightningTrainer(accelerator="cpu", progress=False)
-    return engine.generate(model, [Request(ids, "key")], Sampling(8), trainer, stop=None, label="0 answer")
+    return engine.generate(model, [Request(ids, "key")], Sampling(8), trainer, stop=(), label="0 answer")
 
 
 def test_base_and_teacher_are_the_servers_and_all_others_our_own(served, llama, neox, adapter):

@@ -22,7 +22,7 @@ class SamplingParams:
     temperature: float
     top_p: float
     seed: int
-    stop: str | None
+    stop: list[str]
     stop_token_ids: list[int]
 
 
@@ -85,7 +85,7 @@ def test_texts_are_cut_at_the_first_end_in_the_order_of_the_requests(llama, by_v
     model = LanguageModel(tiny.weights(llama))
     end = (model.tokenizer.eos_token_id,)
     requests = [Request(ids(model, "one two")), Request((*ids(model, "on"), *end)), Request(ids(model, "e"))]
-    made = generate(model, requests, Sampling(9), by_vllm, stop=" t")
+    made = generate(model, requests, Sampling(9), by_vllm, stop=(" t",))
     assert made == [Generation("one", True, 5), Generation("on", True, 3), Generation("e", False, 1)]
     assert not model.weights.is_loaded
 

@@ -48,7 +48,7 @@ class ContinuousBatching:
         sampling: Sampling,
         trainer: LightningTrainer,
         *,
-        stop: str | None,
+        stop: tuple[str, ...],
         label: str,
     ) -> list[Generation]:
         """Raises ``ModelError`` where the library gives up, for want of memory or else."""
@@ -57,7 +57,7 @@ class ContinuousBatching:
             model.weights.model.to(trainer.device)
         ending = Ending(model, stop)
         lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
-        cancels = stop is not None and sampling.temperature == 0
+        cancels = bool(stop) and sampling.temperature == 0
         made: dict[str, Generation] = {}
         devices = [trainer.device] if trainer.device.type == "cuda" else []
         # It seeds torch's own generators, which other stages draw from.

@@ -59,7 +59,7 @@ class Engine(Protocol):
         sampling: Sampling,
         trainer: "LightningTrainer",
         *,
-        stop: str | None,
+        stop: tuple[str, ...],
         label: str,
     ) -> list[Generation]:
         """One generation for each of at least one request, in their order; all are known to fit the context."""
@@ -68,10 +68,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Ending:
-    """Where what ``model`` writes ends: with one of its end tokens, or where the text ``stop`` is complete."""
+    """Where what ``model`` writes ends: with one of its end tokens, or where one of the texts ``stop`` is complete."""
 
     model: LanguageModel
-    stop: str | None = None
+    stop: tuple[str, ...] = ()
 
     @cached_property
     def tokens(self) -> frozenset[int]:
@@ -81,11 +81,11 @@ class Ending:
         """Whether the last token of ``written`` is the end, the tokens before it being known not to be."""
         if written[-1] in self.tokens:
             return True
-        if self.stop is None:
+        if not self.stop:
             return False
-        # A token is at least one byte, so the stop text lies within as many tokens as it has bytes.
-        tail = written[-len(self.stop.encode()) - 1 :]
-        return self.stop in self.model.tokenizer.decode(tail)
+        # A token is at least one byte, so a stop text lies within as many tokens as it has bytes.
+        tail = self.model.tokenizer.decode(written[-max(len(text.encode()) for text in self.stop) - 1 :])
+        return any(text in tail for text in self.stop)
 
     def cut(self, written: Sequence[int]) -> Generation:
         """What of ``written`` comes up to the end; an engine may have gone on."""
@@ -97,6 +97,9 @@ class Ending:
     def generation(self, written: Sequence[int], finished: bool) -> Generation:
         """``written``, of which the last token is the end where it is ``finished``."""
         text = self.model.tokenizer.decode(written, skip_special_tokens=True)
-        if self.stop is not None:
-            text = text.split(self.stop)[0]
-        return Generation(text, finished, len(written))
+        return Generation(before_any(self.stop, text), finished, len(written))
+
+
+def before_any(stop: Sequence[str], text: str) -> str:
+    """``text`` up to where the first of the texts ``stop`` begins, if one does."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=None)]

@@ -26,14 +26,14 @@ from tskd.modules.trainer import LightningTrainer, Resident
 
 
 class Generator(Resident):
-    """Continues every row of a batch until its end token, the text ``stop``, or the length limit."""
+    """Continues every row of a batch until its end token, a text to ``stop`` at, or the length limit."""
 
     def __init__(
         self,
         model: LanguageModel,
         requests: Sequence[Request],
         sampling: Sampling,
-        stop: str | None,
+        stop: tuple[str, ...],
         label: str,
         merge_adapter: bool = False,
     ) -> None:
@@ -144,7 +144,7 @@ class OwnLoop:
         sampling: Sampling,
         trainer: LightningTrainer,
         *,
-        stop: str | None,
+        stop: tuple[str, ...],
         label: str,
     ) -> list[Generation]:
         trainer.make_room(model.weights)
@@ -167,7 +167,7 @@ def generate(
     sampling: Sampling,
     trainer: LightningTrainer,
     *,
-    stop: str | None = None,
+    stop: tuple[str, ...] = (),
     label: str = "generate",
 ) -> list[Generation]:
     """One generation for each request, in the order given, by the trainer's engine.

@@ -1,4 +1,4 @@
-"""Perplexity of the teacher's own responses under base and teacher, and what else selection rules ask for."""
+"""How likely models find texts: perplexity of the teacher's own responses, and what else selection rules ask for."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -172,6 +172,47 @@ def score(
         Scored(response, row[0], row[1], sequence.num_targets, found, of_tokens)
         for response, sequence, row, found, of_tokens in zip(responses, sequences, rows, measured, excess, strict=True)
     ]
+
+
+class LikelihoodReader(Resident):
+    """The log-likelihood of the targets of sequences. Those that differ in their last token alone are read once."""
+
+    label = "evaluate"
+
+    def __init__(self, model: LanguageModel, sequences: Sequence[TokenSequence]) -> None:
+        super().__init__(model.weights)
+        self.model = model
+        self.sequences = sequences
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            alike.setdefault((sequence.first_target, sequence.ids[:-1]), []).append(index)
+        self.groups = list(alike.values())
+
+    def compute(self, indices: list[int]) -> list[list[float]]:
+        """For each of the groups ``indices``, what its sequences have, in nats."""
+        groups = [[self.sequences[i] for i in self.groups[index]] for index in indices]
+        batch = pad_right([group[0] for group in groups], self.model.pad_token).to(self.device)
+        places = torch.arange(len(batch.rows)).split([group[0].num_targets for group in groups])
+        at = torch.cat([place for place, group in zip(places, groups, strict=True) for _ in group]).to(self.device)
+        members = [sequence for group in groups for sequence in group]
+        labels = torch.tensor([token for each in members for token in each.ids[each.first_target :]]).to(self.device)
+        with self.model.speaking() as network:
+            hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
+            nll = token_nll(hidden[at], labels, lambda part: vocabulary_head(network, part))
+        found = iter([-float(part.sum()) for part in nll.split([each.num_targets for each in members])])
+        return [[next(found) for _ in group] for group in groups]
+
+
+@workers.everywhere()
+def log_likelihoods(model: LanguageModel, sequences: Sequence[TokenSequence], trainer: LightningTrainer) -> list[float]:
+    """log p(targets | what is before them) in nats for each of ``sequences``, in the order given."""
+    check_context(model, max((len(sequence.ids) for sequence in sequences), default=0), "The longest text")
+    trainer.make_room(model.weights)
+    reader = LikelihoodReader(model, sequences)
+    lengths = [len(sequences[group[0]].ids) for group in reader.groups]
+    results = trainer.predict(reader, by_length(lengths, trainer.batch_tokens, trainer.pass_cost(model.weights)))
+    of_each = {i: value for n, group in enumerate(reader.groups) for i, value in zip(group, results[n], strict=True)}
+    return [of_each[i] for i in range(len(sequences))]
 
 
 def check(

@@ -8,7 +8,7 @@ from typing import Any
 from tskd.errors import ConfigError
 from tskd.models import LanguageModel
 from tskd.modules import workers
-from tskd.modules.engine import Generation, Request, Sampling
+from tskd.modules.engine import Generation, Request, Sampling, before_any
 from tskd.modules.trainer import LightningTrainer
 from tskd.server import Answer, Server
 from tskd.templates import Asked
@@ -29,7 +29,7 @@ class ServerWriter(Server):
         return Asked()
 
     def write(
-        self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: str | None, label: str
+        self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: tuple[str, ...], label: str
     ) -> list[Generation]:
         """Its answer to each text, up to ``stop``; a key gives the seed, which a server may heed or not."""
         bodies = [
@@ -82,7 +82,7 @@ class ServerEngine(Server):
         sampling: Sampling,
         trainer: LightningTrainer,
         *,
-        stop: str | None,
+        stop: tuple[str, ...],
         label: str,
     ) -> list[Generation]:
         """One generation for each request, in their order."""
@@ -116,16 +116,16 @@ def _readable(model: LanguageModel, ids: tuple[int, ...]) -> str | list[int]:
     return list(ids)
 
 
-def _settings(sampling: Sampling, key: str, stop: str | None) -> dict[str, Any]:
+def _settings(sampling: Sampling, key: str, stop: tuple[str, ...]) -> dict[str, Any]:
     """The fields of a request that say how to generate."""
     chosen: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
     if sampling.temperature > 0:
         seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1  # servers take 31 bits
         chosen |= {"top_p": sampling.top_p, "seed": seed}
-    return chosen if stop is None else {**chosen, "stop": [stop]}
+    return {**chosen, "stop": list(stop)} if stop else chosen
 
 
-def _generation(answer: Answer, stop: str | None) -> Generation:
+def _generation(answer: Answer, stop: tuple[str, ...]) -> Generation:
     # Some servers leave the text that ended it in place.
-    text, found, _ = answer.text.partition(stop) if stop is not None else (answer.text, "", "")
-    return Generation(text, answer.ended_by == "stop" or bool(found), answer.tokens)
+    text = before_any(stop, answer.text)
+    return Generation(text, answer.ended_by == "stop" or text != answer.text, answer.tokens)

@@ -73,7 +73,7 @@ class Vllm:
         sampling: Sampling,
         trainer: LightningTrainer,
         *,
-        stop: str | None,
+        stop: tuple[str, ...],
         label: str,
     ) -> list[Generation]:
         """Raises ``ModelError`` where vLLM cannot load the model or the adapter, or has no room for a request."""
@@ -119,7 +119,7 @@ def _sampling_params(request: Request, sampling: Sampling, ending: Ending) -> An
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seed=_number(request.key),
-        stop=ending.stop,
+        stop=list(ending.stop),
         stop_token_ids=sorted(ending.tokens),
     )
 

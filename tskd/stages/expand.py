@@ -58,9 +58,9 @@ class Strategy(ABC):
         """The longest request that can be made from those ``shown``."""
         return self.request(shown, random.Random(0))
 
-    def stop(self, pool: Sequence[Prompt]) -> str | None:
-        """The text that ends a draft; without one, only the writer's end token does."""
-        return None
+    def stop(self, pool: Sequence[Prompt]) -> tuple[str, ...]:
+        """The texts that end a draft; without one, only the writer's end token does."""
+        return ()
 
     def read(self, draft: str) -> str | None:
         """The new prompt in what the writer wrote, without the space around it, or ``None`` where there is none."""
@@ -134,8 +134,8 @@ class FewShot(Strategy):
     def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
         return self.writer.template.few_shot(shown)
 
-    def stop(self, pool: Sequence[Prompt]) -> str | None:
-        return LIST_MARK
+    def stop(self, pool: Sequence[Prompt]) -> tuple[str, ...]:
+        return (LIST_MARK,)
 
     def read(self, draft: str) -> str | None:
         return first_prompt(draft)
@@ -152,8 +152,8 @@ class NumberedList(FewShot):
     def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
         return self.writer.template.numbered_list(shown)
 
-    def stop(self, pool: Sequence[Prompt]) -> str | None:
-        return number_mark(min(self.drawn, len(pool)) + 2)
+    def stop(self, pool: Sequence[Prompt]) -> tuple[str, ...]:
+        return (number_mark(min(self.drawn, len(pool)) + 2),)
 
     def read(self, draft: str) -> str | None:
         return draft or None
@@ -169,8 +169,9 @@ class Unprompted(Strategy):
     def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
         return self.writer.template.opening(shown[0].context)
 
-    def stop(self, pool: Sequence[Prompt]) -> str | None:
-        return self.writer.template.closing()
+    def stop(self, pool: Sequence[Prompt]) -> tuple[str, ...]:
+        closing = self.writer.template.closing()
+        return () if closing is None else (closing,)
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,8 @@ class Evolve(Strategy):
     def longest(self, shown: Sequence[Prompt]) -> str:
         return self.writer.template.rewrite(shown[0], max(self.operations, key=len))
 
-    def stop(self, pool: Sequence[Prompt]) -> str | None:
-        return LIST_MARK
+    def stop(self, pool: Sequence[Prompt]) -> tuple[str, ...]:
+        return (LIST_MARK,)
 
     def read(self, draft: str) -> str | None:
         return first_prompt(draft.removeprefix(REWRITTEN))
