@@ -53,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> Row:
             job |= {"model": model, "adapter": str(Path(folder, name)), "kind": "adapter", "side": "", "seed": 0}
             in_child(job)
             for kind, number in product((kind for kind in SIDES if kind in args.only), range(args.rounds)):
-                sides = list(SIDES[kind])[:: -1 if number % 2 else 1]
+                chosen = [side for side in SIDES[kind] if side in (OURS, *(args.peer or SIDES[kind]))]
+                sides = chosen[:: -1 if number % 2 else 1]
                 found = {side: in_child({**job, "kind": kind, "side": side, "seed": number}) for side in sides}
                 computed = {side: row.pop("computed", None) for side, row in found.items()}
-                for side in SIDES[kind]:
+                for side in chosen:
                     names = {"model": name, "kind": kind, "side": side, "round": number}
                     row = _with_rates(found[side], args.peak_tflops, args.peak_gbs)
                     results["measurements"].append(names | row)
@@ -110,7 +111,7 @@ def report(results: Row) -> str:
 def speed_table(rows: list[Row]) -> str:
     """A line for each model, work and side: medians, and ours over the peer's in the same round (smallest–largest)."""
     columns = {title: key for title, key in MEDIANS.items() if any(key in row for row in rows)}
-    head = ["model", "work", "side", "tokens/s", "ours / peer", *columns, "peak, ours / peer"]
+    head = ["model", "work", "side", "tokens/s", "ours / peer", "the same in CPU time", *columns, "peak, ours / peer"]
     lines = [_line(head), "|---" * len(head) + "|"]
     of: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in rows:
@@ -118,11 +119,11 @@ def speed_table(rows: list[Row]) -> str:
             of.setdefault((row["model"], row["kind"], row["side"]), {})[row["round"]] = row
     for name, side in of.items():
         ours = {} if name[2] == OURS else of.get((*name[:2], OURS), {})
-        speed, memory = (
+        speed, cpu_speed, memory = (
             _spread([ours[number][key] / side[number][key] for number in side if number in ours])
-            for key in ("tokens_per_second", "peak_mb")
+            for key in ("tokens_per_second", "tokens_per_cpu_second", "peak_mb")
         )
-        cells = [_spread([row["tokens_per_second"] for row in side.values()]), speed]
+        cells = [_spread([row["tokens_per_second"] for row in side.values()]), speed, cpu_speed]
         cells += [_show(median(row[key] for row in side.values())) for key in columns.values()]
         lines.append(_line([*name, *cells, memory]))
     return "\n".join(lines)
@@ -160,6 +161,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", action="append", default=[], help="folder of a checkpoint; may be given again")
     parser.add_argument("--data", help="folder that holds bbh/*.json as published")
     parser.add_argument("--only", default="score,train,generate", type=lambda text: text.split(","))
+    parser.add_argument("--peer", action="append", help="a side to compare with; may be given again; else all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=96)
@@ -175,9 +177,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if unknown := set(args.only) - {*SIDES, "sweep"}:
         parser.error(f"--only knows {', '.join([*SIDES, 'sweep'])}, not {', '.join(sorted(unknown))}")
+    peers = {side for sides in SIDES.values() for side in sides} - {OURS}
+    if unknown := set(args.peer or ()) - peers:
+        parser.error(f"--peer knows {', '.join(sorted(peers))}, not {', '.join(sorted(unknown))}")
     if set(args.only) & set(SIDES) and not (args.model and args.data):
         parser.error("give --model and --data")
-    needed = {package for kind in args.only for package in SIDES.get(kind, {}).values() if package}
+    needed = {
+        package
+        for kind in args.only
+        for side, package in SIDES.get(kind, {}).items()
+        if package and side in (args.peer or peers)
+    }
     if missing := sorted(package for package in needed if importlib.util.find_spec(package) is None):
         parser.error(f"{' and '.join(missing)} cannot be imported; pip install 'tskd[bench]'")
     return args
@@ -187,6 +197,7 @@ def _with_rates(row: Row, peak_tflops: float | None, peak_gbs: float | None) -> 
     if "killed" in row:
         return row
     row["tokens_per_second"] = row["tokens"] / row["seconds"]
+    row["tokens_per_cpu_second"] = row["tokens"] / row["cpu_seconds"]
     if "cuda_peak_mb" in row:  # written for a GPU, not yet run on one
         row["tflops"], row["gbs"] = (row[key] / row["seconds"] / size for key, size in (("flop", 1e12), ("bytes", 1e9)))
         row |= {"share_of_flops": row["tflops"] / peak_tflops} if peak_tflops else {}
@@ -204,6 +215,7 @@ def _command(args: argparse.Namespace) -> str:
     given = [f"--model {Path(model).name}" for model in args.model] + ["--data DATA"] * bool(args.data)
     names = ("rounds", "threads", "pairs", "dtype", "max_batch_tokens")
     given += [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in names if getattr(args, name)]
+    given += [f"--peer '{side}'" for side in args.peer or ()]
     return " ".join(["python experiments/bench/run.py", *given, f"--only {','.join(args.only)}"])
 
 

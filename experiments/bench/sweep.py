@@ -4,6 +4,7 @@
 """
 
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,27 +14,32 @@ from typing import Any
 import child
 import yaml
 
+UNITS = ("seconds", "cpu_seconds")
 THRESHOLDS = ("0", "0.5", "1", "2", "4")
 
 
 def sweep(settings: str, threads: int) -> dict[str, Any]:
-    """Seconds of one sweep with a fresh store and of a run for each threshold without one, and how many agree."""
+    """Seconds, by the clock and of CPU, of one sweep with a fresh store and of a run for each threshold without one;
+    and how many agree."""
 
-    def seconds(*arguments: str) -> float:
-        start = time.perf_counter()
+    def seconds(*arguments: str) -> tuple[float, float]:
+        start, start_of_cpu = time.perf_counter(), _cpu_of_children()
         child.python("-m", "tskd.run", *arguments, settings, threads=threads, folder=root)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, _cpu_of_children() - start_of_cpu
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        of_sweep = seconds("-m", f"threshold={','.join(THRESHOLDS)}", "store=store", "hydra.sweep.dir=sweep")
-        of_single = [seconds(f"threshold={each}", "store=off", f"hydra.run.dir=single/{each}") for each in THRESHOLDS]
+        swept_in = seconds("-m", f"threshold={','.join(THRESHOLDS)}", "store=store", "hydra.sweep.dir=sweep")
+        runs = [seconds(f"threshold={each}", "store=off", f"hydra.run.dir=single/{each}") for each in THRESHOLDS]
+        ran_in = [sum(column) for column in zip(*runs, strict=True)]
         swept, single = (
             {_threshold(file.parent): _numbers(file) for file in root.glob(f"{name}/*/result.json")}
             for name in ("sweep", "single")
         )
     same = sum(swept.get(threshold) == numbers for threshold, numbers in single.items())
-    return {"settings": settings, "sweep_seconds": of_sweep, "single_seconds": of_single, "same_results": same}
+    of = {"sweep": swept_in, "single": ran_in}
+    seconds_of = {f"{name}_{unit}": each for name, both in of.items() for unit, each in zip(UNITS, both, strict=True)}
+    return {"settings": settings, **seconds_of, "same_results": same}
 
 
 def overhead(settings: str, threads: int) -> dict[str, Any]:
@@ -46,12 +52,14 @@ def overhead(settings: str, threads: int) -> dict[str, Any]:
 
 def sweep_table(rows: list[dict[str, Any]]) -> str:
     """One sweep beside a run for each threshold, in Markdown."""
-    head = f"| thresholds {', '.join(THRESHOLDS)} | sweep, s | single runs, s | single / sweep | same results |"
-    lines = [head, "|---" * 5 + "|"]
+    columns = "sweep, s | single runs, s | single / sweep | the same in CPU time | same results"
+    head = f"| thresholds {', '.join(THRESHOLDS)} | {columns} |"
+    lines = [head, "|---" * 6 + "|"]
     for row in rows:
-        swept, single = row["sweep_seconds"], sum(row["single_seconds"])
+        clock, cpu = (row[f"single_{unit}"] / row[f"sweep_{unit}"] for unit in UNITS)
+        times = f"{row['sweep_seconds']:.1f} | {row['single_seconds']:.1f}"
         same = f"{row['same_results']} of {len(THRESHOLDS)}"
-        lines.append(f"| {row['settings']} | {swept:.1f} | {single:.1f} | {single / swept:.2f} | {same} |")
+        lines.append(f"| {row['settings']} | {times} | {clock:.2f} | {cpu:.2f} | {same} |")
     return "\n".join(lines)
 
 
@@ -94,6 +102,11 @@ def where_time_goes(work: Callable[[], None]) -> dict[str, float]:
     work()
     whole = time.perf_counter() - start
     return {"whole": whole, **spent, "rest": whole - sum(spent.values())}
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _threshold(folder: Path) -> float:

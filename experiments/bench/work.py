@@ -86,11 +86,17 @@ def measure(job: Job) -> dict[str, Any]:
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start, start_of_cpu = time.perf_counter(), time.process_time()
     computed = work(responses)
     if CUDA:
         torch.cuda.synchronize()
-    found = {"seconds": time.perf_counter() - start, "peak_mb": _peak_mb(), "loaded_mb": loaded, "computed": computed}
+    found = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_of_cpu,
+        "peak_mb": _peak_mb(),
+        "loaded_mb": loaded,
+        "computed": computed,
+    }
     if CUDA:
         found["cuda_peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return found | _amount(job, responses)
@@ -291,7 +297,7 @@ def generate_peft(job: Job, contiguous: bool = False) -> Work:
                 pad_token_id=model.pad_token,
             )[:, ids.shape[1] :]
             assert made.shape[1] == NEW_TOKENS
-            texts += [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in made]
+            texts += [model.tokenizer.decode(row, skip_special_tokens=True) for row in made]
         return {"texts": texts}
 
     return work
