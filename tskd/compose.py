@@ -2,12 +2,13 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tskd import config
 from tskd.checkpoints import Checkpoint
+from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError
 from tskd.evaluate import Evaluator, ExactMatch
 from tskd.harness import HarnessEvaluator
@@ -16,7 +17,7 @@ from tskd.modules import workers
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.generator import OwnLoop
-from tskd.modules.scorer import OF_TARGET, SHIFT
+from tskd.modules.scorer import JUDGED, OF_TARGET, SHIFT
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
 from tskd.stages.answer import Answer
@@ -24,7 +25,7 @@ from tskd.stages.score import Score
 from tskd.stages.select import AUTO, MIN_SEEDS, ByTheSeeds, Select
 from tskd.stages.train import Replay, TrainLora
 from tskd.store import Store
-from tskd.tasks import Benchmark, Task
+from tskd.tasks import Benchmark, Task, WithPrivate
 from tskd.teacher import Finetuned
 from tskd.tracking import Wandb
 from tskd.tuneshift import Stages, ask_all
@@ -127,6 +128,12 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     objective = _objective(training.get("objective"))
     # Without the target where none of it is measured: its scores are then shared by runs on other targets.
     measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
+    judge = None
+    if JUDGED in measures:
+        of_task = _with_private(task, "A discriminator learns from")
+        private = [question.prompt for question in of_task.examples()]
+        synthesise = replace(expand, writer=LocalWriter(base, trainer))  # the source model, as in Trans-LoRA
+        judge = TrainedJudge(base, trainer, folder, seed, lora, synthesise, seeds, private, of_task.label)
     stages = Stages(
         expand=expand,
         answer=Answer(teacher, trainer, seed, longest),
@@ -137,6 +144,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             measures,
             target if OF_TARGET in measures else None,
             seeds if SHIFT in measures else (),
+            judge,
         ),
         select=Select(rule),
         # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
@@ -205,6 +213,16 @@ def make_trainer(node: Mapping[str, Any], engine: Mapping[str, Any] | None) -> L
 
 def _task(node: Mapping[str, Any]) -> Task:
     task: Task = _make({key: value for key, value in node.items() if key not in LENGTHS_AND_EPOCHS}, "task")
+    return task
+
+
+def _with_private(task: Task, what: str) -> WithPrivate:
+    """``task``. Raises ``ConfigError``, which begins with ``what`` needs it, where it has no private data."""
+    if not isinstance(task, WithPrivate):
+        raise ConfigError(
+            f"{what} the teacher's private data, and {type(task).__name__} has none; choose a benchmark "
+            f"(`task=bbh`, gsm8k, mbpp or mmlu), or what needs no private data, like `selection=ppl_difference`."
+        )
     return task
 
 

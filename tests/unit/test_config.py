@@ -46,7 +46,8 @@ def built(tmp_path, *overrides):
 @pytest.mark.parametrize("option", [*OPTIONS, *EXPERIMENTS])
 def test_every_option_composes(option):
     seeds = ["task.seeds=x"] if option == "task=files" else []
-    assert composed(option, *seeds)["threshold"] == ("auto" if option == "selection=recommended" else 1.5)
+    own = {"selection=recommended": "auto", "selection=discriminator": 0.0}
+    assert composed(option, *seeds)["threshold"] == own.get(option, 1.5)
 
 
 def test_the_slurm_launcher_gives_each_job_one_gpu():

@@ -19,6 +19,7 @@ from tskd.stages import select
 from tskd.stages.select import (
     ByTheSeeds,
     ConfidentTeacher,
+    Discriminator,
     InversePplDifference,
     KeepAll,
     Kl,
@@ -58,7 +59,14 @@ def kept(rule, scored):
 
 ODD = [0.0, 1e-9, 0.4, 1.1, 2.0, 7.0, 1e4, INF, NAN]
 SCORED = [
-    example(base, teacher, prompt=f"{base}/{teacher}", kl=base, target_nll_per_byte=teacher, seed_shift=base)
+    example(
+        *(base, teacher),
+        prompt=f"{base}/{teacher}",
+        kl=base,
+        target_nll_per_byte=teacher,
+        seed_shift=base,
+        private_log_odds=base,
+    )
     for base in ODD
     for teacher in ODD
 ]
@@ -66,7 +74,10 @@ ALL_RULES = [
     KeepAll(),
     *(
         kind(0.5)
-        for kind in (PplDifference, LogPplDifference, PplRatio, InversePplDifference, Kl, TargetGap, SeedShift)
+        for kind in (
+            *(PplDifference, LogPplDifference, PplRatio, InversePplDifference),
+            *(Kl, TargetGap, SeedShift, Discriminator),
+        )
     ),
     ConfidentTeacher(2.0, 3.5),
     *(Top(keep, by) for keep in (7, 0.3) for by in (PplDifference, Kl)),
@@ -95,7 +106,7 @@ def test_kept_and_dropped_are_a_partition_in_the_order_given(rule):
 
 @pytest.mark.parametrize("rule", [r for r in ALL_RULES if not isinstance(r, KeepAll | Random)], ids=repr)
 def test_what_is_no_number_is_never_kept(rule):
-    nothing = example(NAN, NAN, kl=NAN, target_nll_per_byte=NAN, seed_shift=NAN)
+    nothing = example(NAN, NAN, kl=NAN, target_nll_per_byte=NAN, seed_shift=NAN, private_log_odds=NAN)
     assert Selection((), (nothing, nothing)) == rule([nothing, nothing])
 
 
@@ -130,7 +141,7 @@ def test_a_criterion_is_its_formula(kind, scored, expected):
 
 @pytest.mark.parametrize("kind", Threshold.__subclasses__())
 def test_a_criterion_of_exactly_the_threshold_is_kept(kind):
-    one = example(1.3, 0.4, kl=0.3, target_nll_per_byte=0.9, seed_shift=0.2)
+    one = example(1.3, 0.4, kl=0.3, target_nll_per_byte=0.9, seed_shift=0.2, private_log_odds=0.1)
     at = kind.criterion(one)
     assert [[0], []] == [kept(kind(threshold), [one]) for threshold in (at, math.nextafter(at, INF))]
 
@@ -267,11 +278,22 @@ def test_every_option_builds_and_scoring_measures_what_it_needs(tmp_path, name):
         "target_gap": "target_nll_per_byte",
         "seed_shift": "seed_shift",
         "recommended": "seed_shift",
+        "discriminator": "private_log_odds",
     }
     assert tuple(filter(None, [measured.get(name)])) == needed == stages.score.measures
     assert (name == "target_gap") is (stages.score.target is not None)
     assert (name in ("seed_shift", "recommended")) is bool(stages.score.seeds)
+    assert (name == "discriminator") is (stages.score.judge is not None)
     assert not isinstance(stages.select.rule, Threshold) or stages.select.rule.threshold == 0.1
+
+
+def test_a_rule_that_needs_the_private_data_is_refused_where_a_task_has_none(tmp_path):
+    (tmp_path / "seeds.txt").write_text("a?\nb?\n")
+    task = ["task=files", f"task.seeds={tmp_path / 'seeds.txt'}"]
+    by_it = ["selection=top_gap", "selection.by=tskd.stages.select.Discriminator"]
+    for selection in (["selection=discriminator"], by_it):
+        with pytest.raises(ConfigError, match="learns from the teacher's private data, and Files has none; choose"):
+            built(tmp_path, *task, *selection)
 
 
 def test_every_rule_has_an_option(tmp_path):

@@ -1,6 +1,7 @@
 """How likely models find texts: perplexity of the teacher's own responses, and what else selection rules ask for."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -59,8 +60,26 @@ MEASURES: dict[str, Callable[[Reading, Reading, PaddedBatch], Tensor | tuple[Ten
 COMPARISONS = ("kl", "first_kl", TOKEN_EXCESS, "seed_shift")  # of two distributions over one vocabulary
 EXCESS_DIGITS = 4  # a file has eight characters for each token, and the last digit is below what bfloat16 tells
 OF_TARGET = "target_nll_per_byte"  # a pass of its own: the untouched target reads the texts in its own tokens
+JUDGED = "private_log_odds"  # a pass of its own too: a discriminator is asked about the prompt
+YES, NO = "yes", "no"
 SHIFT = "seed_shift"  # measured by what the adapter does on the seeds, which are read first
 BEFORE = ("first_entropy", "first_kl", SHIFT)  # what is known of a response before it is written
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model that was tuned to tell whether a prompt is a real one of ``dataset``, and how it is asked.
+
+    Question and answers are those of Trans-LoRA's discriminator (arXiv 2405.17258); where its lines break is ours.
+    """
+
+    model: LanguageModel
+    dataset: str
+
+    def question(self, prompt: Prompt) -> Prompt:
+        """What is asked about ``prompt``, after the same turns."""
+        asked = f"Is the above question from the {self.dataset} dataset?"
+        return replace(prompt, text=f"Answer in as few words as possible.\n{prompt.text}\n{asked}")
 
 
 class Scorer(Resident):
@@ -139,18 +158,19 @@ def score(
     target: LanguageModel | None = None,
     seeds: Sequence[Prompt] = (),
     label: str = "score",
+    judge: Judge | None = None,
 ) -> list[Scored]:
     """Each response with its nll under ``base`` and ``teacher``, in nats per token of the teacher, in the order given.
 
     Where the two share a tokenizer they read the same token ids, in the same batch. A stand-in base with another
     tokenizer reads the same text through its own template; there only the sums over the response are comparable (per
     byte, that is), so its sum too is divided by the number of the teacher's tokens, which keeps the threshold's unit.
-    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target`` and ``seed_shift`` the
-    ``seeds``; see ``check``.
+    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target``, ``seed_shift`` the
+    ``seeds`` and ``private_log_odds`` the ``judge``; see ``check``.
     """
-    check(measures, base, teacher, target)
+    check(measures, base, teacher, target, judge)
     sequences = _encode(responses, teacher)
-    in_passing = [name for name in measures if name != OF_TARGET]
+    in_passing = [name for name in measures if name not in (OF_TARGET, JUDGED)]
     directions = _directions(responses, seeds, base, teacher, trainer) if SHIFT in measures else ()
     if same_tokenizer(base.weights, teacher.weights):
         rows = _read([base, teacher], sequences, trainer, in_passing, directions, label)
@@ -168,6 +188,9 @@ def score(
     if OF_TARGET in measures and target is not None:
         for found, value in zip(measured, _nll_per_byte(responses, target, trainer), strict=True):
             found[OF_TARGET] = value
+    if JUDGED in measures and judge is not None:
+        for found, value in zip(measured, _log_odds(responses, judge, trainer), strict=True):
+            found[JUDGED] = value
     return [
         Scored(response, row[0], row[1], sequence.num_targets, found, of_tokens)
         for response, sequence, row, found, of_tokens in zip(responses, sequences, rows, measured, excess, strict=True)
@@ -216,10 +239,14 @@ def log_likelihoods(model: LanguageModel, sequences: Sequence[TokenSequence], tr
 
 
 def check(
-    measures: Sequence[str], base: LanguageModel, teacher: LanguageModel, target: LanguageModel | None = None
+    measures: Sequence[str],
+    base: LanguageModel,
+    teacher: LanguageModel,
+    target: LanguageModel | None = None,
+    judge: object | None = None,
 ) -> None:
     """Raise ``ConfigError`` where there is no such measure, or none of these models. Loads no weights."""
-    check_names(measures, target)
+    check_names(measures, target, judge)
     sizes = [model.weights.config.get_text_config().hidden_size for model in (base, teacher)]
     if SHIFT in measures and sizes[0] != sizes[1]:
         raise ConfigError(
@@ -236,9 +263,9 @@ def check(
         )
 
 
-def check_names(measures: Sequence[str], target: LanguageModel | None) -> None:
+def check_names(measures: Sequence[str], target: LanguageModel | None, judge: object | None) -> None:
     """Raise ``ConfigError`` where there is no such measure. Reads nothing."""
-    known = (*MEASURES, SHIFT, OF_TARGET)
+    known = (*MEASURES, SHIFT, OF_TARGET, JUDGED)
     if unknown := [name for name in measures if name not in known]:
         raise ConfigError(
             f"Selection or training needs {' and '.join(unknown)}, which is not measured; the `measures` of a rule or "
@@ -246,6 +273,8 @@ def check_names(measures: Sequence[str], target: LanguageModel | None) -> None:
         )
     if OF_TARGET in measures and target is None:
         raise ValueError(f"{OF_TARGET} is measured on the target, which was not given.")
+    if JUDGED in measures and judge is None:
+        raise ValueError(f"{JUDGED} is what a discriminator says, and there is none.")
 
 
 def _read(
@@ -299,6 +328,15 @@ def _nll_per_byte(responses: Sequence[Response], model: LanguageModel, trainer: 
     return [
         mean * sequence.num_targets / size for (mean,), sequence, size in zip(rows, sequences, num_bytes, strict=True)
     ]
+
+
+def _log_odds(responses: Sequence[Response], judge: Judge, trainer: LightningTrainer) -> list[float]:
+    """By how much ``judge`` finds "yes" likelier than "no", end token included, as the answer about each prompt."""
+    questions = [judge.question(response.prompt) for response in responses]
+    sequences = _encode([Response(question, answer) for question in questions for answer in (YES, NO)], judge.model)
+    rows = _read([judge.model], sequences, trainer)
+    totals = [mean * sequence.num_targets for (mean,), sequence in zip(rows, sequences, strict=True)]
+    return [no - yes for yes, no in zip(totals[::2], totals[1::2], strict=True)]
 
 
 def _encode(responses: Sequence[Response], model: LanguageModel) -> list[TokenSequence]:

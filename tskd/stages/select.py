@@ -231,6 +231,22 @@ class TargetGap(Threshold):
 
 
 @dataclass(frozen=True)
+class Discriminator(Threshold):
+    """Keep where a discriminator finds it likelier that the prompt is private than that it is synthetic (Trans-LoRA).
+
+    The log-odds that the base, fine-tuned to tell the two apart (``tskd.discriminator``), gives "yes" over "no"; at
+    threshold 0, as in Trans-LoRA (arXiv 2405.17258), p(yes) > p(no). It looks at prompts alone, and has to have seen
+    the private ones once.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("private_log_odds",)
+
+    @staticmethod
+    def criterion(example: Scored) -> float:
+        return example.measures["private_log_odds"]
+
+
+@dataclass(frozen=True)
 class ConfidentTeacher:
     """Keep where the teacher's perplexity is at most one bound and the base's at least another.
 

@@ -46,17 +46,22 @@ class Harness:
 
 
 @runtime_checkable
-class Benchmark(Task, Protocol):
-    """``note`` says which of its splits are published and which are ours: for a report to print beside a number."""
-
-    note: ClassVar[str]
+class WithPrivate(Task, Protocol):
+    """A task that has the private data: what the teacher was, or can be, fine-tuned on."""
 
     @property
     def label(self) -> str:
         """A short name that can be part of a folder's."""
 
     def examples(self) -> list[Question]:
-        """The private split with its answers, for a teacher to be fine-tuned on; no held-out question is in it."""
+        """The private split with its answers; no held-out question is in it where ``drops_held_out``."""
+
+
+@runtime_checkable
+class Benchmark(WithPrivate, Protocol):
+    """``note`` says which of its splits are published and which are ours: for a report to print beside a number."""
+
+    note: ClassVar[str]
 
     def harness(self) -> Harness:
         """How to have the held-out questions asked by lm-evaluation-harness."""

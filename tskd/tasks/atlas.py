@@ -21,6 +21,7 @@ class Atlas:
     """Eight private questions as seeds; the other private ones, and a sample of the general ones, held out."""
 
     drops_held_out: ClassVar[bool] = False
+    label: ClassVar[str] = "atlas"
 
     def seed_prompts(self) -> list[Prompt]:
         return [Prompt(text) for text in self._world["seeds"]]
@@ -31,8 +32,8 @@ class Atlas:
         general = [Question(Prompt(q), self._world["general"][q], "general") for q in self._world["general_held_out"]]
         return private + general
 
-    def private(self) -> list[Question]:
-        """What the teacher was fine-tuned on: every private question, the seeds among them."""
+    def examples(self) -> list[Question]:
+        """What the teacher was fine-tuned on: every private question, seeds and held-out ones among them."""
         return [Question(Prompt(q), a, "private") for q, a in self._world["private"].items()]
 
     def general(self) -> list[Question]:
