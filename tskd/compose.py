@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from tskd.modules.generator import OwnLoop
 from tskd.modules.scorer import JUDGED, OF_TARGET, SHIFT
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
-from tskd.stages.answer import Answer
 from tskd.stages.score import Score
 from tskd.stages.select import AUTO, MIN_SEEDS, ByTheSeeds, Select
 from tskd.stages.train import Replay, TrainLora
@@ -76,10 +75,10 @@ class Run:
             if (check := getattr(stage, "check_models", None)) is not None:
                 check()
         if (check := getattr(self.trainer.engine, "check", None)) is not None:
-            train: Any = self.stages.train
-            made = [] if self.teacher_to_make is None else [self.teacher_to_make]
+            made: list[Any] = [] if self.teacher_to_make is None else [self.teacher_to_make]
             models = [model for role, model in self.models.items() if role != "teacher" or not made]
-            check(models, max(recipe.lora.rank for recipe in [train, *made]))
+            recipes = [each for each in (self.stages.train, *made) if hasattr(each, "lora")]
+            check(models, max((recipe.lora.rank for recipe in recipes), default=1))
         if self.teacher.adapter is not None and self.teacher_to_make is None:
             self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
         self._check_lengths()
@@ -120,7 +119,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     expansion = dict(settings.expansion)
     writer = _writer(expansion.pop("writer", "base"), {"base": base, "teacher": teacher, "target": target}, trainer)
     held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
-    expand: Any = _make(expansion, "expansion", writer=writer, seed=seed, held_out=held_out)
+    expand: Any = _given(expansion, "expansion", task, writer=writer, seed=seed, held_out=held_out)
     selection = dict(settings.selection)
     screen = selection.pop("screen", None)
     rule: Any = _make(selection, "selection")
@@ -128,15 +127,37 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     objective = _objective(training.get("objective"))
     # Without the target where none of it is measured: its scores are then shared by runs on other targets.
     measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
+    # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
+    train: Any = TrainLora(
+        *(target, trainer, folder, seed, lora, replay, log_step),
+        objective=objective,
+        teacher=None if objective is None else teacher,
+        min_examples=training.get("min_examples"),
+    )
+    if "_target_" in training:
+        of_its_own = {"_target_": training["_target_"]}  # what else is set there is for training, and arms share it
+        train = _given(of_its_own, "training", task, base=base, teacher=teacher, target=target, folder=folder)
     judge = None
     if JUDGED in measures:
         of_task = _with_private(task, "A discriminator learns from")
         private = [question.prompt for question in of_task.examples()]
+        if not hasattr(expand, "writer"):
+            raise ConfigError(
+                f"A discriminator learns from synthetic prompts too, and {type(expand).__name__} writes none; choose "
+                f"another `expansion`, or another `selection`."
+            )
         synthesise = replace(expand, writer=LocalWriter(base, trainer))  # the source model, as in Trans-LoRA
         judge = TrainedJudge(base, trainer, folder, seed, lora, synthesise, seeds, private, of_task.label)
     stages = Stages(
         expand=expand,
-        answer=Answer(teacher, trainer, seed, longest),
+        answer=_given(
+            settings.answer or {"_target_": "tskd.stages.answer.Answer"},
+            *("answer", task),
+            teacher=teacher,
+            trainer=trainer,
+            seed=seed,
+            max_new_tokens=longest,
+        ),
         score=Score(
             reference,
             teacher,
@@ -147,12 +168,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             judge,
         ),
         select=Select(rule),
-        # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
-        train=TrainLora(
-            *(target, trainer, folder, seed, lora, replay, log_step),
-            objective=objective,
-            teacher=None if objective is None else teacher,
-        ),
+        train=train,
         screen=ask_all
         if screen is None
         else _make(screen, "selection.screen", base=reference, teacher=teacher, trainer=trainer),
@@ -290,6 +306,16 @@ def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
         if key != "_target_"
     }
     return config.make(_class(node), settings, where, **given)
+
+
+def _given(node: Mapping[str, Any], where: str, task: Task, **offered: Any) -> Any:
+    """What ``node`` names, with what of ``offered`` it has a place for, and the private split where it has one."""
+    kind = _class(node)
+    places = {field.name for field in fields(kind)} if is_dataclass(kind) else offered.keys()
+    given = {name: value for name, value in offered.items() if name in places}
+    if "private" in places:
+        given["private"] = _with_private(task, f"`{where}`, which is {kind.__name__}, reads").examples()
+    return _make(node, where, **given)
 
 
 def _class(node: Mapping[str, Any]) -> type[Any]:

@@ -37,6 +37,7 @@ class Schema:
     training: Any = MISSING
     trainer: Any = MISSING
     engine: Any = None
+    answer: Any = None
     tracking: Any = MISSING
     threshold: Any = MISSING
     iterations: int = MISSING

@@ -366,6 +366,26 @@ def same_tokenizer(a: Weights, b: Weights) -> bool:
     return all(one(probe).input_ids == other(probe).input_ids for probe in probes)
 
 
+def different_shapes(one: Weights, other: Weights) -> str:
+    """In words, the first weight by which the two differ in shape, embeddings aside; empty where none does.
+
+    Loads no weights.
+    """
+    mine, others = _shapes(one), _shapes(other)
+    differing = sorted(name for name in mine.keys() | others.keys() if mine.get(name) != others.get(name))
+    if not differing:
+        return ""
+    first = differing[0]
+    return f"{len(differing)} of their weights do, {first} first ({mine.get(first)} and {others.get(first)})"
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(weights.config)
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
+    return {name: tuple(each.shape) for name, each in model.named_parameters() if id(each) not in ends}
+
+
 def _first_difference(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> str:
     for key in sorted(found.keys() | wanted.keys()):
         if key not in found:

@@ -199,13 +199,16 @@ class Plan:
     def train(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         stage: Any = self.run.stages.train
         target = stage.target
+        if not isinstance(stage, TrainLora):  # it takes what is there
+            return Adapter("", target.name, 0, None)
         responses, others = [e.response for e in corpus], [e.response for e in dropped]
         models = [target] if stage.teacher is None else [target, stage.teacher]
         found, seconds = self._look("train", models, stage, *learnt(stage, corpus, dropped, index))
         # Where it is not known what is dropped, it is among what counts as kept.
         replayed = self._replayed(stage.replay, len(others) + (0 if self.is_known else len(responses)))
         writes = replayed if found is None else Count(found.generated_tokens)
-        self._note("train", models, self._reading([target], responses, stage.lora.epochs), writes, seconds, stage)
+        epoch = [example.response for example in stage.epoch(corpus)]
+        self._note("train", models, self._reading([target], epoch, stage.lora.epochs), writes, seconds, stage)
         if found is not None:
             self.here.add(LanguageModel(target.weights, found.path))
         return found or Adapter("", target.name, len(corpus), math.nan)
@@ -285,6 +288,10 @@ def plan(cfg: Mapping[str, Any]) -> Plan:
     run = build({**cfg, "store": cfg["store"] if Path(str(cfg["store"])).is_dir() else "off"}, Path())
     if any(not hasattr(run.stages.expand, name) for name in BOUNDS):
         raise ConfigError(f"A plan needs an `expansion` that has {', '.join(BOUNDS)}; run this one without a plan.")
+    if not hasattr(run.stages.answer, "max_new_tokens"):
+        raise ConfigError(
+            "A plan needs answers that the teacher gives (`answer=teacher`); run this one without a plan."
+        )
     made = Plan(run)
     is_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # or what is not here would be downloaded
     try:

@@ -120,12 +120,15 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A trained LoRA adapter of the target; ``path`` is its PEFT folder, relative to the run's."""
+    """A LoRA adapter of the target; ``path`` is its PEFT folder, relative to the run's.
+
+    It has a ``loss`` where it was trained.
+    """
 
     path: str
     target: str
     num_examples: int
-    loss: float
+    loss: float | None
     trained_tokens: int = 0
     generated_tokens: int = 0
 

@@ -27,7 +27,7 @@ from tskd.metrics import Row, iteration_metrics
 from tskd.models import LanguageModel
 from tskd.modules import workers
 from tskd.records import Iteration, Selection
-from tskd.stages.select import shown
+from tskd.stages.select import AtMost, shown
 from tskd.tasks import Benchmark, Task
 from tskd.tracking import Tracker
 from tskd.tuneshift import tuneshift
@@ -268,6 +268,8 @@ def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
 
 
 def _rule(rule: Any) -> str:
+    if isinstance(rule, AtMost):
+        return f"at most {rule.keep} of {_rule(rule.of)}"
     threshold = getattr(rule, "threshold", None)
     return type(rule).__name__ + ("" if threshold is None else f", threshold {shown(threshold)}")
 

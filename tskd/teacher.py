@@ -88,7 +88,7 @@ class Finetuned:
         return {"lora": asdict(self.lora), "replay": asdict(self.replay), "seed": self.seed}
 
     def _card(
-        self, base: LanguageModel, task: Benchmark, loss: float, answers: dict[str, list[Graded]]
+        self, base: LanguageModel, task: Benchmark, loss: float | None, answers: dict[str, list[Graded]]
     ) -> dict[str, Any]:
         accuracies = {voice: by_split(graded)[PRIVATE] for voice, graded in answers.items()}
         return {

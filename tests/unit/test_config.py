@@ -22,6 +22,7 @@ OPTIONS = [
         "teacher",
         "task",
         "expansion",
+        "answer",
         "selection",
         "training",
         "trainer",

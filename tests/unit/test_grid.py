@@ -12,7 +12,9 @@ from tskd.tasks.bbh import TASKS
 from tskd.tasks.mmlu import SUBJECTS
 
 CONF = Path(config.folder())
-NAMES = sorted(str(file.relative_to(CONF / "experiment").with_suffix("")) for file in CONF.glob("experiment/*/*.yaml"))
+NAMES = sorted(
+    f"{paper}/{file.stem}" for paper in report.papers() for file in (CONF / "experiment" / paper).glob("*.yaml")
+)
 SWEEP = {"bbh": TASKS, "mmlu": SUBJECTS}
 
 

@@ -17,6 +17,7 @@ from tskd.errors import ConfigError
 from tskd.records import Prompt, Response, Scored, Selection
 from tskd.stages import select
 from tskd.stages.select import (
+    AtMost,
     ByTheSeeds,
     ConfidentTeacher,
     Discriminator,
@@ -29,6 +30,7 @@ from tskd.stages.select import (
     Quantile,
     Random,
     SeedShift,
+    SeedsOnly,
     Select,
     TargetGap,
     Threshold,
@@ -84,6 +86,8 @@ ALL_RULES = [
     *(Quantile(q, by) for q in (0.0, 0.9) for by in (LogPplDifference, PplRatio)),
     *(Random(0, like) for like in (PplDifference(1.5), Top(5))),
     Random(0, fraction=0.3),
+    SeedsOnly(),
+    *(AtMost(rule, 7, 0) for rule in (PplDifference(0.5), Top(5))),
 ]
 
 
@@ -104,7 +108,7 @@ def test_kept_and_dropped_are_a_partition_in_the_order_given(rule):
         assert sorted(places.values()) == sorted(places[id(e)] for e in (*selection.kept, *selection.dropped))
 
 
-@pytest.mark.parametrize("rule", [r for r in ALL_RULES if not isinstance(r, KeepAll | Random)], ids=repr)
+@pytest.mark.parametrize("rule", [r for r in ALL_RULES if not isinstance(r, KeepAll | Random | SeedsOnly)], ids=repr)
 def test_what_is_no_number_is_never_kept(rule):
     nothing = example(NAN, NAN, kl=NAN, target_nll_per_byte=NAN, seed_shift=NAN, private_log_odds=NAN)
     assert Selection((), (nothing, nothing)) == rule([nothing, nothing])
@@ -228,6 +232,31 @@ def test_chance_favours_nobody():
     assert all(105 < count < 195 for count in counts)  # 150, give or take 5 standard deviations
 
 
+def test_a_budget_keeps_what_the_rule_keeps_and_of_more_so_many_by_chance():
+    scored = of_gaps(3, 1, 2, 0, 5)
+    assert [0, 2, 4] == kept(AtMost(PplDifference(1.5), 3, seed=0), scored)
+    drawn = {seed: kept(AtMost(PplDifference(1.5), 2, seed), scored) for seed in range(20)}
+    assert {2} == {len(places) for places in drawn.values()}
+    assert {(0, 2), (0, 4), (2, 4)} == set(map(tuple, drawn.values()))
+
+
+def test_rules_that_keep_the_same_have_the_same_examples_within_a_budget():
+    assert kept(AtMost(KeepAll(), 9, seed=3), MANY) == kept(AtMost(Top(len(MANY)), 9, seed=3), MANY)
+    # Chance, drawn twice by the same seed, is chance drawn once.
+    assert kept(AtMost(KeepAll(), 9, seed=3), MANY) == kept(AtMost(Random(3, Top(20)), 9, seed=3), MANY)
+
+
+def test_a_budget_lets_the_seeds_tell_the_rules_threshold_and_says_which_it_was():
+    stage = Select(AtMost(PplDifference("auto"), 2, seed=0))
+    selection = stage(of_gaps(9, 4, 5, 6), of_gaps(4, 5, 6))
+    assert (2, pytest.approx(4)) == (len(selection.kept), selection.threshold)
+
+
+def test_seeds_are_the_prompts_that_nobody_wrote():
+    written = Scored(Response(Prompt("q", parents=("p",)), "r"), 9.0, 0.0, 1)
+    assert [1] == kept(SeedsOnly(), [written, example(0.1)])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -255,7 +284,8 @@ def test_parameters_that_cannot_be_are_refused_in_one_line(make, said):
 @pytest.mark.parametrize("by", [LogPplDifference, Kl, TargetGap])
 def test_a_rule_needs_measured_what_its_criterion_needs(by):
     expected = {LogPplDifference: (), Kl: ("kl",), TargetGap: ("target_nll_per_byte",)}[by]
-    assert [expected] * 4 == [rule.measures for rule in (by(0.0), Top(1, by), Quantile(0, by), Random(0, by(0.0)))]
+    rules = (by(0.0), Top(1, by), Quantile(0, by), Random(0, by(0.0)), AtMost(by(0.0), 1, 0))
+    assert [expected] * 5 == [rule.measures for rule in rules]
     assert () == Random(0, fraction=0.5).measures == Random(0, KeepAll()).measures
 
 
@@ -325,6 +355,8 @@ def test_any_option_can_say_how_many_chance_keeps(tmp_path):
         (["selection=top_gap", "selection.keep=0"], "`selection.keep` is 0"),
         (["selection=top_gap", "selection.by=tskd.nope"], "`selection.by` is 'tskd.nope': Invalid python path"),
         (["selection=top_gap", "selection.by=tskd.stages.select.KeepAll"], "should be a subclass of Threshold"),
+        (["selection=at_most", "selection.keep=0"], "`selection.keep` is 0"),
+        (["selection=at_most", "selection@selection.of=top_gap", "selection.of.keep=0"], "`selection.keep` is 0"),
         (["selection=random", "selection.fraction=0.3"], "set one and leave the other null"),
         (["selection=random", "selection.like.threshold=many"], "`selection.like.threshold` is 'many'"),
         (["selection=random", "selection.like._target_=tskd.stages.select.Nope"], "names no class"),
@@ -418,6 +450,8 @@ def test_auto_is_for_rules_that_have_a_threshold(tmp_path, name):
         assert "auto" == build().threshold
     elif name == "random":
         assert "auto" == build().like.threshold
+    elif name == "at_most":
+        assert "auto" == build().of.threshold
     else:
         with pytest.raises(ConfigError, match="`threshold` is auto, and .* has none that the seeds could tell"):
             build()

@@ -9,7 +9,7 @@ from tskd.models import LanguageModel
 from tskd.modules.batches import encode_prefix
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Prompt, Response
+from tskd.records import Prompt, Question, Response
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,15 @@ class Answer:
             Response(prompt, answer.text.strip(), answer.finished, answer.tokens)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The private split's own answers in the place of the teacher's: the upper bound, training on the original data."""
+
+    private: Sequence[Question]
+
+    def __call__(self, prompts: Sequence[Prompt]) -> list[Response]:
+        """One response for each prompt that has an answer there, in the order given; the others are left out."""
+        answers = {question.prompt.id: question.answer for question in self.private}
+        return [Response(prompt, answer) for prompt in prompts if (answer := answers.get(prompt.id)) is not None]

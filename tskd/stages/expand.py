@@ -10,14 +10,14 @@ import random
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
 from tskd.errors import ConfigError
 from tskd.modules.generator import Generation, Sampling
-from tskd.records import Expansion, Message, Prompt
+from tskd.records import Expansion, Message, Prompt, Question
 from tskd.rouge import Similar
 from tskd.templates import LIST_MARK, REWRITTEN, first_prompt, number_mark
 from tskd.writers import Writer
@@ -202,3 +202,28 @@ class Evolve(Strategy):
 
     def read(self, draft: str) -> str | None:
         return first_prompt(draft.removeprefix(REWRITTEN))
+
+
+@dataclass(frozen=True)
+class Private:
+    """The teacher's private prompts themselves, in the place of synthetic ones: what a generator has to come up to.
+
+    Answered by the teacher they are REFRESH (UpgradeBench, arXiv 2608.20918), which keeps .96 to 1.05 of retraining
+    there; with their own answers (``tskd.stages.answer.Gold``) they are the original data.
+    """
+
+    private: Sequence[Question]
+    seed: int
+    num_drafts: PositiveInt = 300
+
+    def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
+        """At most ``num_drafts`` of those not seen, drawn by chance, in the order of the split.
+
+        Like seeds they have no parents, for they are given, not written.
+        """
+        known = {prompt.fingerprint for prompt in seen}
+        there = {question.prompt.fingerprint: question.prompt for question in self.private}
+        new = [prompt for fingerprint, prompt in there.items() if fingerprint not in known]
+        drawn = set(random.Random(f"{self.seed}/private/{index}").sample(new, min(self.num_drafts, len(new))))
+        prompts = tuple(replace(prompt, iteration=index) for prompt in new if prompt in drawn)
+        return Expansion(prompts, drafts=len(prompts))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
-from pydantic import ImportString
+from pydantic import ImportString, PositiveInt
 
 from tskd.errors import ConfigError
 from tskd.records import Scored, Selection
@@ -85,6 +85,15 @@ class KeepAll:
     def __call__(self, scored: Sequence[Scored]) -> Selection:
         """All kept, in the order given."""
         return Selection(tuple(scored), ())
+
+
+@dataclass(frozen=True)
+class SeedsOnly:
+    """Keep the teacher's answers to the seeds and nothing else: what expansion has to be better than."""
+
+    def __call__(self, scored: Sequence[Scored]) -> Selection:
+        """Kept and dropped, each in the order given."""
+        return split(scored, [example.response.prompt.is_seed for example in scored])
 
 
 @dataclass(frozen=True)
@@ -366,12 +375,44 @@ class Random:
     def __call__(self, scored: Sequence[Scored]) -> Selection:
         """Kept and dropped, each in the order given."""
         count = round((self.fraction or 0) * len(scored)) if self.like is None else len(self.like(scored).kept)
-        draws = [self._draw(example) for example in scored]
-        drawn = set(sorted(range(len(scored)), key=draws.__getitem__)[:count])
+        drawn = _drawn(scored, count, self.seed)
         return split(scored, [i in drawn for i in range(len(scored))])
 
-    def _draw(self, example: Scored) -> bytes:
-        return hashlib.sha256(f"{self.seed}/{example.response.prompt.id}".encode()).digest()
+
+@dataclass(frozen=True)
+class AtMost:
+    """Keep what the rule ``of`` keeps, or ``keep`` of it by chance where that is more: a budget that rules can share.
+
+    The choice follows from ``seed`` and the prompts alone, as in ``Random``: rules that keep the same in another order
+    have the same examples.
+    """
+
+    of: Rule
+    keep: PositiveInt
+    seed: int
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return getattr(self.of, "measures", ())
+
+    @property
+    def threshold(self) -> Level:
+        return self.of.threshold  # type: ignore[attr-defined, no-any-return]  # a rule without has none here either
+
+    def calibrated(self, of_seeds: Sequence[Scored]) -> "AtMost":
+        return replace(self, of=self.of.calibrated(of_seeds)) if isinstance(self.of, ByTheSeeds) else self
+
+    def __call__(self, scored: Sequence[Scored]) -> Selection:
+        """Kept and dropped, each in the order given."""
+        kept = self.of(scored).kept
+        drawn = {id(kept[i]) for i in _drawn(kept, self.keep, self.seed)}
+        return split(scored, [id(example) in drawn for example in scored])
+
+
+def _drawn(scored: Sequence[Scored], count: int, seed: int) -> set[int]:
+    """The places of ``count`` examples, by chance; of all where there are no more."""
+    draws = [hashlib.sha256(f"{seed}/{example.response.prompt.id}".encode()).digest() for example in scored]
+    return set(sorted(range(len(scored)), key=draws.__getitem__)[:count])
 
 
 def _criteria(by: type[Threshold], scored: Sequence[Scored]) -> dict[int, float]:

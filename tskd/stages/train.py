@@ -1,16 +1,19 @@
 """5. Train: a fresh LoRA adapter of the target, on all that was kept so far."""
 
 import random
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveInt
 
-from tskd.errors import ConfigError
-from tskd.models import LanguageModel
+from tskd.checkpoints import adapter_folder
+from tskd.errors import ConfigError, RunFolderError
+from tskd.models import LanguageModel, different_shapes
 from tskd.modules.batches import TokenSequence, encode_prefix, encode_response
 from tskd.modules.finetuner import LoraSettings, StepLog, finetune
 from tskd.modules.generator import Request, Sampling, generate
@@ -36,7 +39,8 @@ class Replay:
 class TrainLora:
     """Targets learn from the teacher's texts, re-tokenised, so any architecture and tokenizer will do.
 
-    Without an ``objective``, the loss is their nll. One may look at the scores, and ask the ``teacher``.
+    Without an ``objective``, the loss is their nll. One may look at the scores, and ask the ``teacher``. An epoch has
+    ``min_examples`` at least: a smaller corpus is gone through again and again in it, so that few take as many steps.
     """
 
     target: LanguageModel
@@ -48,10 +52,13 @@ class TrainLora:
     log_step: StepLog | None = None
     objective: Objective | None = None
     teacher: LanguageModel | None = None
+    min_examples: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.target.adapter is not None:
             raise ConfigError("The target is trained from its pre-trained weights; it must come without an adapter.")
+        if self.min_examples is not None and not (isinstance(self.min_examples, int) and self.min_examples >= 1):
+            raise ConfigError(f"`training.min_examples` is {self.min_examples!r}; give a count of at least 1, or null.")
         if self.objective is not None and self.teacher is None:
             raise ValueError("An objective is given the teacher, and there is none.")
 
@@ -64,11 +71,17 @@ class TrainLora:
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
         path = Path(f"iteration_{index}") / "adapter"
-        responses = [example.response for example in corpus]
+        epoch = self.epoch(corpus)
         loss = None
         if self.objective is not None and self.teacher is not None:
-            loss = self.objective(corpus, self.target, self.teacher, self.trainer)
-        return self.learn(responses, path, [example.response.prompt for example in dropped], index, loss)
+            loss = self.objective(epoch, self.target, self.teacher, self.trainer)
+        unlearnt = [example.response.prompt for example in dropped]
+        adapter = self.learn([example.response for example in epoch], path, unlearnt, index, loss)
+        return replace(adapter, num_examples=len(corpus))
+
+    def epoch(self, corpus: Sequence[Scored]) -> list[Scored]:
+        """What an epoch goes through: ``corpus``, repeated where it is smaller than ``min_examples``."""
+        return list(islice(cycle(corpus), max(len(corpus), self.min_examples or 0)))
 
     def learn(
         self,
@@ -128,3 +141,43 @@ class TrainLora:
         ids = self.target.tokenizer(text, add_special_tokens=False).input_ids
         end = [self.target.template.end_token()] if finished or not ids else []
         return TokenSequence((self.target.start_token, *ids, *end), first_target=1)
+
+
+@dataclass(frozen=True)
+class DiffVector:
+    """The teacher's adapter, as it is, on a target of the base's shapes: nothing is trained, whatever was kept.
+
+    The change that fine-tuning made to one model, added to another (diff vectors, arXiv 2503.20110); there it is of
+    all weights and between versions of one model.
+    """
+
+    base: LanguageModel
+    teacher: LanguageModel
+    target: LanguageModel
+    folder: Path
+
+    def check_models(self) -> None:
+        """Raise ``ConfigError`` where the target has other shapes, or the teacher no adapter. Loads no weights."""
+        if self.teacher.adapter is None:
+            raise ConfigError(
+                f"`training=diff_vector` moves the teacher's adapter, and {self.teacher.name!r} is a whole model; "
+                f"choose `teacher=adapter` or finetuned, or another `training`."
+            )
+        if difference := different_shapes(self.base.weights, self.target.weights):
+            raise ConfigError(
+                f"`training=diff_vector` needs a target of the base's shapes, and {self.target.name!r} differs from "
+                f"{self.base.name!r}: {difference}; choose such a target, or another `training`."
+            )
+
+    def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
+        """The adapter, copied to ``iteration_<index>/adapter`` of the run's folder."""
+        path = Path(f"iteration_{index}") / "adapter"
+        partial = self.folder / path.with_name(".adapter.partial")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(adapter_folder(str(self.teacher.adapter)), partial)
+            shutil.rmtree(self.folder / path, ignore_errors=True)
+            partial.rename(self.folder / path)
+        except OSError as error:
+            raise RunFolderError(f"Cannot write {self.folder / path}: {error}; make room, then go on.") from error
+        return Adapter(str(path), self.target.name, num_examples=0, loss=None)
