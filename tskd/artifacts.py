@@ -86,7 +86,7 @@ class RunFolder:
         def train(corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
             file = self._file("adapter.json", index)
             if file.is_file():
-                return read_json(Adapter, file)
+                return self._read_adapter(file)
             adapter = stages.train(corpus, dropped, index)
             write_json(file, adapter)
             return adapter
@@ -126,14 +126,20 @@ class RunFolder:
         """What ``tuneshift`` gave the iteration: its own adapter, or where it kept nothing, the one before."""
         file = self._file("adapter.json", index)
         if file.is_file():
-            return read_json(Adapter, file)
+            return self._read_adapter(file)
         before = None if kept or index == 0 else self._iteration(index - 1).adapter
         return None if before is None else replace(before, trained_tokens=0, generated_tokens=0)
 
     def last_adapter(self) -> Adapter | None:
         """The adapter that was trained last."""
         files = sorted(self.path.glob("iteration_*/adapter.json"), key=lambda file: int(file.parent.name[10:]))
-        return read_json(Adapter, files[-1]) if files else None
+        return self._read_adapter(files[-1]) if files else None
+
+    def _read_adapter(self, file: Path) -> Adapter:
+        adapter = read_json(Adapter, file)
+        if not (self.path / adapter.path).resolve().is_relative_to(self.path.resolve()):
+            raise RunFolderError(f"{file} names {adapter.path!r}, which is outside {self.path}; take another folder.")
+        return adapter
 
     def _kept(self, kind: type[Record], file: Path, compute: Callable[[], Sequence[Record]]) -> Sequence[Record]:
         if file.is_file():

@@ -45,6 +45,11 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ModelError(f"Model {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(DTYPES)}.")
+        if "/" in (self.attention or ""):
+            raise ModelError(
+                f"Model {self.name!r} has attention {self.attention!r}, which would run code from the hub; use one "
+                f"that is installed, like sdpa or flash_attention_2."
+            )
         if self.sharded and (self.device_map is not None or self.quantization != "none"):
             raise ConfigError(
                 f"Model {self.name!r} has device_map {self.device_map} and quantization {self.quantization}, and "

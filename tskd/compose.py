@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tskd import config
+from tskd import config, trust
 from tskd.checkpoints import Checkpoint
 from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError
@@ -99,6 +99,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     """The objects of one run that writes into ``folder``. Raises ``TskdError`` where something cannot be."""
     settings = config.Schema(**cfg)
     settings.check()
+    trust.check(cfg, settings.allow)
     seed = settings.seed
     trainer = make_trainer(settings.trainer, settings.engine)
     task = _task(settings.task)

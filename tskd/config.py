@@ -45,6 +45,7 @@ class Schema:
     name: str = MISSING
     store: Any = None
     store_limit_gb: float | None = None
+    allow: Any = ()
 
     def check(self) -> None:
         problems = []
@@ -65,7 +66,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("started", _started, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("short", short_name, replace=True)
     OmegaConf.register_new_resolver("gpus", lambda: len(gpus.names()) or 2, replace=True)
-    OmegaConf.register_new_resolver("rehearsal", rehearsal.stand_in, replace=True)
+    OmegaConf.register_new_resolver("rehearsal", _stand_in, replace=True)
 
 
 def folder() -> str:
@@ -111,6 +112,10 @@ def short_name(text: str, otherwise: Any = "") -> str:
     # Two texts must not share a folder because their odd characters were replaced.
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{safe[: MAX_FOLDER_NAME - 9]}-{digest}" if text else safe
+
+
+def _stand_in(architecture: str, name: str) -> str:
+    return rehearsal.stand_in(architecture, short_name(name))
 
 
 def _started() -> str:

@@ -77,14 +77,15 @@ class Weights:
     @cached_property
     def config(self) -> Any:
         try:
-            return AutoConfig.from_pretrained(self.folder)
+            # Said each time, for by default transformers asks on the terminal whether to run a checkpoint's code.
+            return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {one_line(error)}") from error
 
     @cached_property
     def tokenizer(self) -> Any:
         try:
-            return AutoTokenizer.from_pretrained(self.folder)
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"Tokenizer of {self.checkpoint.name!r} at {self.folder}: {one_line(error)}") from error
 
@@ -114,6 +115,7 @@ class Weights:
                     device_map=self.checkpoint.device_map,
                     quantization_config=self._quantization(),
                     use_safetensors=True,
+                    trust_remote_code=False,
                 )
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             raise ModelError(f"Model {self.checkpoint.name!r} at {self.checkpoint.path}: {one_line(error)}") from error
@@ -199,6 +201,11 @@ class Weights:
             config = PeftConfig.from_pretrained(str(folder))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{folder / 'adapter_config.json'} is no PEFT configuration: {one_line(error)}") from error
+        if getattr(config, "megatron_config", None):
+            raise ModelError(
+                f"Adapter {adapter} is for Megatron layers, and PEFT would import {config.megatron_core!r} for them; "
+                f"only adapters of transformers' layers can be used."
+            )
         made_for = config.base_model_name_or_path or "(unknown)"
         known_as = {self.checkpoint.name, _last(self.checkpoint.path), _last(getattr(self.config, "_name_or_path", ""))}
         if same_base and _last(made_for) not in {name.casefold() for name in map(_last, known_as)}:

@@ -180,8 +180,10 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
         if isinstance(found, DictConfig) or found != given:
             raise ConfigError(f"`{override}` contradicts the run in {folder}, where {key} is {found}; leave it out.")
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
-    cfg = OmegaConf.to_container(stored, resolve=True, throw_on_missing=True)
-    with_status(folder, lambda: job(cfg, folder, folder.resolve().name, "run"))  # type: ignore[arg-type]
+    cfg: Any = OmegaConf.to_container(stored, resolve=True, throw_on_missing=True)
+    if not any(override.startswith("allow=") for override in overrides):
+        cfg["allow"] = []  # the folder may have come from elsewhere
+    with_status(folder, lambda: job(cfg, folder, folder.resolve().name, "run"))
 
 
 def main() -> None:
@@ -234,7 +236,18 @@ def resolved(cfg: DictConfig, is_sweep: bool = False) -> dict[str, Any]:
             f"`trainer.devices` is {resolved['trainer']['devices']} in a sweep; give each job one device and run "
             f"several jobs at once (`hydra/launcher=gpus`), or run without -m."
         )
+    if resolved["allow"] and not _allowed_by_hand():
+        raise ConfigError(
+            f"`allow` is {resolved['allow']!r} in a file, which cannot allow itself; leave it out there, and if you "
+            f"trust the code, add it on the command line."
+        )
     return resolved  # type: ignore[no-any-return]
+
+
+def _allowed_by_hand() -> bool:
+    given = HydraConfig.get()
+    in_sweep_of_file = "allow" in (given.sweeper.get("params") or {})
+    return not in_sweep_of_file and any(each.lstrip("+").startswith("allow=") for each in given.overrides.task)
 
 
 def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Tracker:

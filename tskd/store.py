@@ -157,6 +157,8 @@ class Store:
         entry = _read(file)
         if entry is not None and _checksums(weights) == entry["files"]:
             adapter: Adapter = _type_adapter(Adapter).validate_python(entry["result"])
+            if not (run_folder / adapter.path).resolve().is_relative_to(run_folder.resolve()):
+                raise RunFolderError(f"The store's {file} would write to {adapter.path!r}; remove that file.")
             try:
                 _copy_folder(weights, run_folder / adapter.path)
             except OSError as error:

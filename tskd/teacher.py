@@ -14,6 +14,7 @@ from typing import Any
 
 from tskd import artifacts
 from tskd.checkpoints import Checkpoint
+from tskd.config import short_name
 from tskd.errors import ConfigError, RunFolderError
 from tskd.evaluate import PRIVATE, by_split
 from tskd.models import LanguageModel
@@ -40,7 +41,7 @@ class Finetuned:
         model = [base.path, base.revision, base.dtype, base.template, base.attention, base.quantization]
         content = json.dumps([*model, _digest(task.examples()), self._recipe])
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-        return Path(self.folder) / f"{base.name}-{task.label}-{digest}"
+        return Path(self.folder) / short_name(f"{base.name}-{task.label}-{digest}")
 
     def is_made(self, folder: Path) -> bool:
         return (folder / CARD).is_file()

@@ -7,6 +7,7 @@ joined as token ids, so the border between prompt and response is exact whatever
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from tskd.errors import ConfigError, ModelError
@@ -58,14 +59,35 @@ class Template(Requests, Protocol):
 
 
 @dataclass(frozen=True)
-class Plain:
-    """For base models: question, answer; a new prompt goes on with a text."""
+class _Reader:
+    """What templates share: a model that reads a text with the name of a control token must not obey it.
+
+    A prompt may be about such tokens, or somebody may have put one there to end the user's turn. The name gets a space
+    behind its first character, as in ``< |im_end|>``. (A response is never changed: it is encoded as plain text.)
+    """
 
     tokenizer: Any
+
+    def _inert(self, text: str) -> str:
+        while self._control.search(text):  # again, for one name may overlap another
+            text = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return text
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        names = {token.content for token in added if token.special and len(token.content) > 1}
+        return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+
+
+@dataclass(frozen=True)
+class Plain(_Reader):
+    """For base models: question, answer; a new prompt goes on with a text."""
+
     adds_special_tokens = True
 
     def prefix(self, prompt: Prompt) -> str:
-        return "".join(map(self._turn, prompt.context)) + f"Question: {prompt.text}\nAnswer:"
+        return self._inert("".join(map(self._turn, prompt.context)) + f"Question: {prompt.text}\nAnswer:")
 
     def continuation(self, text: str) -> str:
         # The space belongs to the response: with it before the border, tokenizers that merge a space
@@ -73,19 +95,19 @@ class Plain:
         return " " + text
 
     def few_shot(self, exemplars: Sequence[Prompt]) -> str:
-        return list_of(exemplars) + LIST_MARK
+        return self._inert(list_of(exemplars) + LIST_MARK)
 
     def numbered_list(self, exemplars: Sequence[Prompt]) -> str:
-        return numbered(exemplars)
+        return self._inert(numbered(exemplars))
 
     def opening(self, context: Sequence[Message]) -> str:
-        return "".join(map(self._turn, context)) + "Question:"
+        return self._inert("".join(map(self._turn, context)) + "Question:")
 
     def closing(self) -> str | None:
         return "\nAnswer:"
 
     def rewrite(self, prompt: Prompt, operation: str) -> str:
-        return f"The prompt below was rewritten, to {operation}.{_item(prompt)}\n\n{REWRITTEN}"
+        return self._inert(f"The prompt below was rewritten, to {operation}.{_item(prompt)}\n\n{REWRITTEN}")
 
     def end_token(self) -> int:
         return int(self.tokenizer.eos_token_id)
@@ -96,10 +118,9 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Chat:
+class Chat(_Reader):
     """For chat models: the tokenizer's own chat template, which also says which token ends a turn."""
 
-    tokenizer: Any
     adds_special_tokens = False  # the rendered template has them
 
     def prefix(self, prompt: Prompt) -> str:
@@ -112,7 +133,8 @@ class Chat:
         return self._render([Message("user", few_shot_request(exemplars))])
 
     def numbered_list(self, exemplars: Sequence[Prompt]) -> str:
-        return str(self.tokenizer.decode(self.tokenizer("").input_ids)) + numbered(exemplars)  # after its start token
+        start = str(self.tokenizer.decode(self.tokenizer("").input_ids))
+        return start + self._inert(numbered(exemplars))
 
     def opening(self, context: Sequence[Message]) -> str:
         # A space before the text belongs to the text, for the reason given in `Plain.continuation`.
@@ -136,7 +158,7 @@ class Chat:
         return before, after
 
     def _render(self, turns: Sequence[Message], opens_answer: bool = True) -> str:
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        messages = [{"role": turn.role, "content": self._inert(turn.content)} for turn in turns]
         rendered = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=opens_answer, **FIXED
         )
@@ -211,9 +233,9 @@ def first_prompt(draft: str) -> str | None:
 
 
 def _item(prompt: Prompt) -> str:
-    return f"{LIST_MARK} {_without('Prompt:', prompt.text)}"
+    return f"{LIST_MARK} {_without(f'Prompt:|{REWRITTEN}', prompt.text)}"
 
 
 def _without(mark: str, text: str) -> str:
     """``text`` without blank lines before ``mark``: with them, it would look as if it were two items of a list."""
-    return re.sub(rf"\n\n+(?={mark})", "\n", text)
+    return re.sub(rf"[^\S\n\r]*(?:[\n\r][^\S\n\r]*){{2,}}(?={mark})", "\n", text)

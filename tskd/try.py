@@ -7,7 +7,7 @@ echo "What is …?" | python -m tskd.try outputs/…
 import argparse
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from rich.text import Text
 
-from tskd import artifacts, config
+from tskd import artifacts, config, trust
 from tskd.checkpoints import Checkpoint
 from tskd.compose import make_trainer
 from tskd.console import console
@@ -36,12 +36,13 @@ class BeforeAndAfter:
     response_tokens: int
 
     @classmethod
-    def of_run(cls, folder: Path) -> "BeforeAndAfter":
+    def of_run(cls, folder: Path, allow: Sequence[str] = ()) -> "BeforeAndAfter":
         """Loads no weights. Raises ``RunFolderError`` without run or adapter, ``ModelError`` without the target."""
         file = folder / "config.yaml"
         if not file.is_file():
             raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
         settings: Mapping[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[assignment]
+        trust.check({"engine": settings.get("engine")}, allow)
         trained = artifacts.RunFolder(folder).last_adapter()
         if trained is None:
             raise RunFolderError(
@@ -69,9 +70,10 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="the longest answer (as in the run)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    parser.add_argument("--allow", nargs="*", default=[], metavar="PACKAGE", help="where an engine of your own is")
     arguments = parser.parse_args()
     try:
-        _converse(arguments.run, arguments.max_new_tokens, arguments.temperature)
+        _converse(arguments.run, arguments.max_new_tokens, arguments.temperature, arguments.allow)
     except TskdError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
@@ -79,12 +81,12 @@ def main() -> None:
         print()
 
 
-def _converse(folder: Path, max_new_tokens: int | None, temperature: float) -> None:
+def _converse(folder: Path, max_new_tokens: int | None, temperature: float, allow: Sequence[str] = ()) -> None:
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ConfigError(f"`--max-new-tokens` is {max_new_tokens}; give at least 1.")
     if not temperature >= 0:
         raise ConfigError(f"`--temperature` is {temperature}; give 0, which is greedy, or more.")
-    models = BeforeAndAfter.of_run(folder)
+    models = BeforeAndAfter.of_run(folder, allow)
     longest = max_new_tokens or models.response_tokens
     for number, prompt in enumerate(_typed(models.before.name)):
         # Another number for each line: a prompt that is typed again is sampled anew.

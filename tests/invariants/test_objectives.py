@@ -349,7 +349,8 @@ def test_an_objective_of_ones_own_is_what_the_docstring_shows(neox, teacher, cor
     code = "\n".join(line.removeprefix("    ") for line in shown.splitlines())
     (tmp_path / "my_objectives.py").write_text(imports + code)
     monkeypatch.syspath_prepend(tmp_path)
-    stage = built_atlas(tmp_path, "training.objective={_target_:my_objectives.EachAlike}").stages.train
+    own = ("training.objective={_target_:my_objectives.EachAlike}", "allow=my_objectives")
+    stage = built_atlas(tmp_path, *own).stages.train
     target = LanguageModel(tiny.weights(neox))
     loss = stage.objective(corpus, target, teacher, trainer)
     values = [torch.full((example.num_targets,), float(i)) for i, example in enumerate(encoded(target))]

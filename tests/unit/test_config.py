@@ -206,10 +206,10 @@ def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeyp
         "    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    made = built(tmp_path, "selection._target_=my_rules.KeepNone", "threshold=0.3")
+    made = built(tmp_path, "selection._target_=my_rules.KeepNone", "threshold=0.3", "allow=my_rules")
     assert ("KeepNone", 0.3) == (type(made.stages.select.rule).__name__, made.stages.select.rule.threshold)
     with pytest.raises(ConfigError, match="which is no dataclass"):
-        built(tmp_path, "selection._target_=my_rules.Bare")
+        built(tmp_path, "selection._target_=my_rules.Bare", "allow=[other,my_rules]")
 
 
 def test_an_adapter_for_fewer_layers_is_refused(tmp_path):

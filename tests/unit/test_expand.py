@@ -356,7 +356,7 @@ def mine(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("mine")
 def test_a_strategy_of_ones_own_is_a_class_named_by_its_target(tmp_path):
-    own = ("expansion=self", "expansion._target_=my_expansion.Backwards", "+expansion.ending='?'")
+    own = ("allow=my_expansion", "expansion=self", "expansion._target_=my_expansion.Backwards", "+expansion.ending='?'")
     made = built(tmp_path, *own, "expansion.num_drafts=5", "expansion.max_rouge_l=0.9")
     made.check_models()
     expansion = made.stages.expand(made.seeds, made.seeds, 0)
@@ -370,7 +370,7 @@ def test_a_strategy_of_ones_own_is_a_class_named_by_its_target(tmp_path):
 
 @pytest.mark.usefixtures("mine")
 def test_a_writer_of_ones_own_is_a_class_named_by_its_target(tmp_path):
-    own = ("expansion=self", "expansion._target_=my_expansion.Verbatim", "expansion.num_drafts=5")
+    own = ("allow=my_expansion", "expansion=self", "expansion._target_=my_expansion.Verbatim", "expansion.num_drafts=5")
     made = built(tmp_path, *own, "expansion.writer={_target_: my_expansion.Echo, address: here}")
     made.check_models()
     assert {"base", "teacher", "target"} == set(made.models)

@@ -323,7 +323,7 @@ def test_questions_without_answers_are_asked_of_the_teacher_first(tmp_path):
 def test_an_expansion_that_says_nothing_of_its_size_cannot_be_planned():
     cfg = composed()
     with pytest.raises(ConfigError, match="A plan needs an `expansion` that has writer, num_drafts"):
-        plan(cfg | {"expansion": {"_target_": "tests.unit.test_plan.Silent"}})
+        plan(cfg | {"expansion": {"_target_": "tests.unit.test_plan.Silent"}, "allow": "tests"})
 
 
 # Sizes

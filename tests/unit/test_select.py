@@ -380,11 +380,11 @@ def test_a_rule_of_ones_own_is_one_class_and_can_be_ranked_by(tmp_path, monkeypa
         "        return example.measures['first_kl'] - example.measures['first_entropy']\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    stages = built(tmp_path, "selection._target_=own_rule.SureStart", "threshold=0.3")
+    stages = built(tmp_path, "selection._target_=own_rule.SureStart", "threshold=0.3", "allow=own_rule")
     assert ("first_entropy", "first_kl") == stages.score.measures
     scored = [example(1.0, first_kl=kl, first_entropy=0.5) for kl in (0.7, 0.9)]
     assert [1] == kept(stages.select.rule, scored)
-    ranked = built(tmp_path, "selection=top_gap", "selection.by=own_rule.SureStart")
+    ranked = built(tmp_path, "selection=top_gap", "selection.by=own_rule.SureStart", "allow=own_rule")
     assert ("first_entropy", "first_kl") == ranked.score.measures
     assert [1] == kept(ranked.select.rule, scored)
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +48,15 @@ def encode_prefix(model: LanguageModel, prefix: str) -> tuple[int, ...]:
     return tuple(ids) or (model.start_token,)
 
 
+def encode_text(model: LanguageModel, text: str, **options: Any) -> Any:
+    """What the tokenizer makes of ``text`` alone, in which even the name of a control token is nothing but text."""
+    return model.tokenizer(text, add_special_tokens=False, split_special_tokens=True, **options)
+
+
 def encode_response(model: LanguageModel, prompt: Prompt, text: str, finished: bool) -> TokenSequence:
     """Prompt, response and, where the response is finished, the end token. The response's tokens are the targets."""
     prefix = encode_prefix(model, model.template.prefix(prompt))
-    response = model.tokenizer(model.template.continuation(text), add_special_tokens=False).input_ids
+    response = encode_text(model, model.template.continuation(text)).input_ids
     end = [model.template.end_token()] if finished or not response else []  # an empty text still has its end
     return TokenSequence((*prefix, *response, *end), first_target=len(prefix))
 

@@ -19,7 +19,8 @@ it names in ``measures`` (``tskd.modules.scorer``). One of your own is in a file
             weights = torch.cat([torch.full((n,), 1 / n) for n in (self.num_targets[i] for i in part)])
             return (nll * weights.to(nll.device)).sum() / len(batch)
 
-with ``training.objective={_target_:my_objectives.EachAlike}``. Its store key has its name and settings, not its code.
+with ``training.objective={_target_:my_objectives.EachAlike}`` and ``allow=my_objectives``. Its store key has its name
+and settings, not its code.
 
 Two tokenizers are compared by the text that their tokens cover: see ``aligned``.
 """
@@ -37,7 +38,7 @@ from torch import Tensor
 from tskd.errors import ModelError
 from tskd.models import LanguageModel
 from tskd.modules import workers
-from tskd.modules.batches import TokenSequence, by_length, encode_response, pad_right
+from tskd.modules.batches import TokenSequence, by_length, encode_response, encode_text, pad_right
 from tskd.modules.scorer import TOKEN_EXCESS
 from tskd.modules.trainer import LightningTrainer, Resident
 from tskd.networks import hidden_states, vocabulary_head
@@ -198,7 +199,7 @@ def token_ends(model: LanguageModel, response: Response) -> list[int]:
     What a template puts before the text (a space) is counted below 0.
     """
     text = model.template.continuation(response.text)
-    offsets = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    offsets = encode_text(model, text, return_offsets_mapping=True).offset_mapping
     ends = [end - (len(text) - len(response.text)) for _, end in offsets]
     return [*ends, len(response.text) + 1] if response.finished or not ends else ends
 

@@ -6,8 +6,9 @@ that is no number (infinite under both models, say) is never kept.
 
 Where a threshold is ``auto``, the seeds tell it, for they are what is to be kept.
 
-A rule of your own is one class in a file of yours, named by ``_target_``; a subclass of ``Threshold`` with a criterion
-can be ranked by, too. What it needs measured beside the two nlls, it names in ``measures`` (``tskd.modules.scorer``).
+A rule of your own is one class in a file of yours, named by ``_target_`` and allowed by ``allow=``; a subclass of
+``Threshold`` with a criterion can be ranked by, too. What it needs measured beside the two nlls, it names in
+``measures`` (``tskd.modules.scorer``).
 """
 
 import hashlib

@@ -14,7 +14,7 @@ from pydantic import PositiveInt
 from tskd.checkpoints import adapter_folder
 from tskd.errors import ConfigError, RunFolderError
 from tskd.models import LanguageModel, different_shapes
-from tskd.modules.batches import TokenSequence, encode_prefix, encode_response
+from tskd.modules.batches import TokenSequence, encode_prefix, encode_response, encode_text
 from tskd.modules.finetuner import LoraSettings, StepLog, finetune
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.objectives import Loss, Objective
@@ -138,7 +138,7 @@ class TrainLora:
         return [self._free_text(text.text.strip(), text.finished) for text in texts], sum(text.tokens for text in texts)
 
     def _free_text(self, text: str, finished: bool) -> TokenSequence:
-        ids = self.target.tokenizer(text, add_special_tokens=False).input_ids
+        ids = encode_text(self.target, text).input_ids
         end = [self.target.template.end_token()] if finished or not ids else []
         return TokenSequence((self.target.start_token, *ids, *end), first_target=1)
 
