@@ -100,9 +100,10 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     settings = config.Schema(**cfg)
     settings.check()
     trust.check(cfg, settings.allow)
+    trust.check_no_key(str(cfg))
     seed = settings.seed
     trainer = make_trainer(settings.trainer, settings.engine)
-    task = _task(settings.task)
+    task = make_task(settings.task)
     seeds, questions = task.seed_prompts(), task.questions()
     longest = settings.task["response_tokens"]
 
@@ -228,7 +229,7 @@ def make_trainer(node: Mapping[str, Any], engine: Mapping[str, Any] | None) -> L
     return trainer
 
 
-def _task(node: Mapping[str, Any]) -> Task:
+def make_task(node: Mapping[str, Any]) -> Task:
     task: Task = _make({key: value for key, value in node.items() if key not in LENGTHS_AND_EPOCHS}, "task")
     return task
 

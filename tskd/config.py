@@ -46,6 +46,7 @@ class Schema:
     store: Any = None
     store_limit_gb: float | None = None
     allow: Any = ()
+    private_files: bool = True
 
     def check(self) -> None:
         problems = []

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import tempfile
 import traceback
@@ -13,8 +14,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tskd import artifacts, gpus
-from tskd.errors import RunFolderError, TskdError
+from tskd import artifacts, gpus, trust
+from tskd.errors import ConfigError, RunFolderError, TskdError
 
 log = logging.getLogger(__name__)
 started: list[Path] = []  # the folder of the run or sweep that this process started
@@ -26,12 +27,13 @@ class JobStatus(Callback):
     """Notes the folder before Hydra makes it, so that a folder that cannot be written is one line, not a traceback."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        _open(Path(config.hydra.run.dir), "hydra.run.dir")
+        _open(config, Path(config.hydra.run.dir), "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _open(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+        _open(config, Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        keep_files_private(config)  # in the process of a launcher too
         if config.hydra.runtime.choices["hydra/launcher"] == "gpus" and (gpu := gpus.claim()) is not None:
             log.info("This job has GPU %s.", gpu)
 
@@ -41,15 +43,21 @@ class JobStatus(Callback):
             _check_room(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
 
+def keep_files_private(config: DictConfig) -> None:
+    """Let what this process and those that it starts write be readable by its owner alone, where that is set."""
+    if config.get("private_files"):
+        os.umask(0o077)
+
+
 def record_failure(folder: Path, error: BaseException) -> None:
     """``error.txt`` with the traceback, ``status.json`` with the one line, and that line in the log.
 
     Where they cannot be written, only the exit code is left to tell: raises ``SystemExit``, which ends a sweep too.
     """
     known = isinstance(error, TskdError)
-    line = str(error) if known else f"{type(error).__name__}: {error}"
+    line = trust.hidden(str(error) if known else f"{type(error).__name__}: {error}")
     log.error("%s%s", line, "" if known else f" (traceback in {folder / 'error.txt'})")
-    trace = "".join(traceback.format_exception(error))
+    trace = trust.hidden("".join(traceback.format_exception(error)))
     try:
         artifacts.write_text(folder / "error.txt", trace)
         artifacts.write_json(folder / "status.json", {"status": "failed", "error": line})
@@ -96,7 +104,13 @@ def _rank(job: tuple[str, dict[str, Any], dict[str, Any]]) -> tuple[bool, float]
     return accuracy is None, -(accuracy or 0.0)
 
 
-def _open(folder: Path, option: str) -> None:
+def _open(config: DictConfig, folder: Path, option: str) -> None:
+    try:
+        trust.check_no_key(OmegaConf.to_yaml(config))  # before Hydra writes it down
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+    keep_files_private(config)
     _check_room(folder, option)
     started[:] = [folder]
 

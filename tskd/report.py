@@ -31,7 +31,7 @@ SWEPT = ("threshold", "seed", SUBSET)
 # Where things are, and how they are computed, shown and graded safely: nothing here is meant to change a number.
 INDIFFERENT = {
     *("selection.threshold", "selection.like.threshold"),  # the root's
-    *("name", "store", "store_limit_gb", "allow"),
+    *("name", "store", "store_limit_gb", "allow", "private_files"),
     *("teacher.folder", "task.root", "task.allow_code_execution", "task.unsandboxed"),
     *(f"tracking.{key}" for key in ("mode", "project", "entity", "log_text", "log_adapter", "timeout")),
     *(f"trainer.{key}" for key in ("accelerator", "devices", "max_batch_tokens", "keep_models", "progress")),

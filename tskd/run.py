@@ -179,6 +179,7 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
         found = OmegaConf.select(stored, key.lstrip("+"))
         if isinstance(found, DictConfig) or found != given:
             raise ConfigError(f"`{override}` contradicts the run in {folder}, where {key} is {found}; leave it out.")
+    jobs.keep_files_private(stored)  # type: ignore[arg-type]
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     cfg: Any = OmegaConf.to_container(stored, resolve=True, throw_on_missing=True)
     if not any(override.startswith("allow=") for override in overrides):

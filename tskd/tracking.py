@@ -24,6 +24,7 @@ from pydantic import PositiveFloat, TypeAdapter
 
 from tskd.errors import ConfigError
 from tskd.records import Scored
+from tskd.trust import hidden
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +292,7 @@ def _how_to_upload(run: Any) -> str:
 
 def _line(error: Exception) -> str:
     said = str(error).strip() or type(error).__name__
-    return said.splitlines()[0].rstrip(".")[:200]
+    return hidden(said.splitlines()[0]).rstrip(".")[:200]
 
 
 def _has_key(server: str, configured: str | None) -> bool:

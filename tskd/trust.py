@@ -1,15 +1,19 @@
 """Which classes a configuration may name: those of this package, and of packages that the user has named.
 
 A configuration is data that people pass on, and to import what it names is to run it. So the names are checked before
-anything is imported, and the permission, ``allow=``, counts on the command line alone.
+anything is imported, and the permission, ``allow=``, counts on the command line alone. And it is written into files and
+sent to trackers, so no key may be in it: keys are for the environment alone.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tskd.errors import ConfigError
 
 OURS = "tskd"
+KEY_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # how the names of the variables that hold keys end
+LEAST_KEY = 8  # characters; a shorter value may stand anywhere by chance
 CLASS_SETTINGS = ("_target_", "by")  # the settings whose values name classes
 
 
@@ -33,6 +37,31 @@ def check(settings: Mapping[str, Any], allow: Any) -> None:
     ]
     if problems:
         raise ConfigError("; ".join(problems) + ".")
+
+
+def hidden(text: str) -> str:
+    """``text`` with the name of its environment variable in the place of each key, as in ``<HF_TOKEN>``."""
+    for name, key in _keys().items():
+        text = text.replace(key, f"<{name}>")
+    return text
+
+
+def check_no_key(text: str) -> None:
+    """Raise ``ConfigError`` where a configuration, as ``text``, has a key of the environment in it."""
+    found = [name for name, key in _keys().items() if key in text]
+    if found:
+        raise ConfigError(
+            f"The configuration has the value of {', '.join(found)} in it, and would be written into files; leave it "
+            f"out: keys are taken from the environment."
+        )
+
+
+def _keys() -> dict[str, str]:
+    """By name; the longest first, for one may be part of another."""
+    keys = {name: value for name, value in os.environ.items() if name.upper().endswith(KEY_NAMES)}
+    return {
+        name: keys[name] for name in sorted(keys, key=lambda name: -len(keys[name])) if len(keys[name]) >= LEAST_KEY
+    }
 
 
 def is_within(name: str, packages: Sequence[str]) -> bool:
