@@ -10,12 +10,14 @@
     metrics.jsonl                     one row per finished iteration
     result.json                       the final numbers
     status.json, error.txt            how the job ended
+    .journal/                         how far a stage is, until there is a result (``tskd.modules.journal``)
 
 Every file is written whole, under another name, and then renamed: what is there is complete.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +27,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from tskd.errors import RunFolderError
+from tskd.errors import RunFolderError, cannot_write
 from tskd.records import Adapter, Expansion, Graded, Iteration, Prompt, Response, Scored, Screening, Selection
 from tskd.tuneshift import Stages
 
@@ -97,6 +99,14 @@ class RunFolder:
         """The graded answers called ``name``, from the folder or computed and put there."""
         return self._kept(Graded, self.path / "evaluation" / f"{name}.jsonl", compute)
 
+    @property
+    def journal(self) -> Path:
+        return self.path / ".journal"
+
+    def close(self) -> None:
+        """There is a result; how far each stage was is of no use any more."""
+        shutil.rmtree(self.journal, ignore_errors=True)
+
     def history(self) -> list[Iteration]:
         """The iterations that have a row in ``metrics.jsonl``: those that are finished, evaluation included."""
         return [self._iteration(index) for index in range(len(self.rows()))]
@@ -165,10 +175,7 @@ def write_text(file: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise RunFolderError(
-            f"Cannot write {file}: {error.strerror}. What was computed before is kept; once it can be written, "
-            f"go on with `resume=`."
-        ) from error
+        raise cannot_write(file, error) from error
 
 
 def write_json(file: Path, record: Any) -> None:

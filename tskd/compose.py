@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd import config, trust
+from tskd.artifacts import RunFolder
 from tskd.checkpoints import Checkpoint
 from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError
@@ -17,6 +18,7 @@ from tskd.modules import workers
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.generator import OwnLoop
+from tskd.modules.journal import Journal
 from tskd.modules.scorer import JUDGED, OF_TARGET, SHIFT
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question
@@ -102,7 +104,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     trust.check(cfg, settings.allow)
     trust.check_no_key(str(cfg))
     seed = settings.seed
-    trainer = make_trainer(settings.trainer, settings.engine)
+    trainer = make_trainer(settings.trainer, settings.engine, RunFolder(folder).journal)
     task = make_task(settings.task)
     seeds, questions = task.seed_prompts(), task.questions()
     longest = settings.task["response_tokens"]
@@ -217,10 +219,13 @@ def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
         )
 
 
-def make_trainer(node: Mapping[str, Any], engine: Mapping[str, Any] | None) -> LightningTrainer:
+def make_trainer(
+    node: Mapping[str, Any], engine: Mapping[str, Any] | None, journal: Path | None = None
+) -> LightningTrainer:
     """The trainer, which generates with ``engine``; with our own loop where there is none."""
     made = None if engine is None else _make(engine, "engine")
-    trainer = config.make(LightningTrainer, node, "trainer", engine=made)
+    noted = None if journal is None else Journal(journal)
+    trainer = config.make(LightningTrainer, node, "trainer", engine=made, journal=noted)
     if trainer.sharded and not isinstance(made, OwnLoop | None):
         raise ConfigError(
             f"`trainer=fsdp` shares out each layer over the processes, and {type(made).__name__} generates in one of "

@@ -12,6 +12,8 @@ TskdError
     └── EmptySelection     no response reached the threshold
 """
 
+from typing import Any
+
 
 class TskdError(Exception):
     """One line that says what happened, with which values, and what to change."""
@@ -51,3 +53,12 @@ class NoNewPrompts(NothingToLearn):
 
 class EmptySelection(NothingToLearn):
     pass
+
+
+def cannot_write(what: Any, error: Exception) -> RunFolderError:
+    """What to say where part of a run cannot be put on disk."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return RunFolderError(
+        f"Cannot write {what}: {reason}. What was computed before is kept; once it can be written, go on with "
+        f"`resume=`."
+    )

@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tskd.checkpoints import DTYPES, Checkpoint, Size, adapter_folder, local_folder, one_line
 from tskd.errors import ModelError
+from tskd.identity import of_adapter, of_weights
 from tskd.networks import check_logits, make_head_input_contiguous, shard
 from tskd.templates import Template, template_for
 
@@ -136,6 +137,13 @@ class Weights:
     @cached_property
     def size(self) -> Size:
         return Size.of(self.checkpoint, self.config)
+
+    def identity(self) -> list[Any]:
+        checkpoint = self.checkpoint
+        return [
+            *(checkpoint.dtype, checkpoint.template, checkpoint.attention, checkpoint.quantization),
+            self.resolved_revision or of_weights(self.folder),
+        ]
 
     @property
     def max_length(self) -> int | None:
@@ -293,6 +301,12 @@ class LanguageModel:
 
     weights: Weights
     adapter: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights,
+            "adapter": None if self.adapter is None else of_adapter(adapter_folder(self.adapter)),
+        }
 
     @property
     def name(self) -> str:

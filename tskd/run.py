@@ -94,6 +94,7 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
         tracker.finish_with(result)
     after = after or accuracy(_tuned(run, folder, history[-1]), f"iteration_{history[-1].index}")
     accuracies = {**before, "target after": after} if after else {}
+    files.close()
     console.outcome(accuracies, result, folder, history[-1].adapter.path)
 
 

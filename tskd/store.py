@@ -16,9 +16,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,17 +26,15 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from tskd.checkpoints import adapter_folder
 from tskd.errors import RunFolderError
-from tskd.models import LanguageModel, Weights
-from tskd.modules.generator import OwnLoop
-from tskd.modules.trainer import LightningTrainer
+from tskd.identity import digest, of_adapter
+from tskd.models import LanguageModel
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Screening
 from tskd.tuneshift import Stages, ask_all
 
 log = logging.getLogger(__name__)
 # Raise one when its results change.
-VERSIONS = {"expand": 1, "screen": 1, "answer": 1, "score": 1, "train": 1, "evaluate": 2}
+VERSIONS = {"expand": 1, "screen": 1, "answer": 1, "score": 1, "train": 2, "evaluate": 2}
 Result = TypeVar("Result")
 
 
@@ -99,7 +97,7 @@ class Store:
             return None
         key = self._key(stage, *content)
         entry, weights = _read(self.folder / f"{key}.json"), self.folder / key
-        if entry is None or (stage == "train" and _checksums(weights) != entry["files"]):
+        if entry is None or (stage == "train" and of_adapter(weights) != entry["files"]):
             return None
         kinds = {
             "screen": Screening,
@@ -117,8 +115,7 @@ class Store:
     def _key(self, stage: str, *content: Any) -> str:
         if self.folder is None:
             return ""
-        text = json.dumps([VERSIONS[stage], identity(content)], sort_keys=True)
-        return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        return f"{stage}-{digest([VERSIONS[stage], content])}"
 
     def _records(self, kind: Any, key: str, compute: Callable[[], Result]) -> Result:
         if self.folder is None:
@@ -155,7 +152,7 @@ class Store:
         assert self.folder is not None
         file, weights = self.folder / f"{key}.json", self.folder / key
         entry = _read(file)
-        if entry is not None and _checksums(weights) == entry["files"]:
+        if entry is not None and of_adapter(weights) == entry["files"]:
             adapter: Adapter = _type_adapter(Adapter).validate_python(entry["result"])
             if not (run_folder / adapter.path).resolve().is_relative_to(run_folder.resolve()):
                 raise RunFolderError(f"The store's {file} would write to {adapter.path!r}; remove that file.")
@@ -176,7 +173,7 @@ class Store:
         except OSError as error:
             log.warning("The store cannot keep %s: %s.", key, error)
         else:
-            _write(file, {"seconds": seconds, "result": asdict(adapter), "files": _checksums(weights)})
+            _write(file, {"seconds": seconds, "result": asdict(adapter), "files": of_adapter(weights)})
             self._keep_to_limit()
         return adapter
 
@@ -211,61 +208,9 @@ def learnt(train: Any, corpus: Sequence[Scored], dropped: Sequence[Scored], inde
     return corpus if has_objective else [e.response for e in corpus], [e.response for e in dropped], index
 
 
-def identity(value: Any) -> Any:
-    """What of ``value`` decides a result, as plain JSON: settings and contents, not places or progress bars."""
-    if isinstance(value, LanguageModel):
-        adapter = None if value.adapter is None else _checksums(adapter_folder(value.adapter))
-        return {"weights": identity(value.weights), "adapter": adapter}
-    if isinstance(value, Weights):
-        checkpoint = value.checkpoint
-        return [
-            *(checkpoint.dtype, checkpoint.template, checkpoint.attention, checkpoint.quantization),
-            value.resolved_revision or _weights_digest(value.folder),
-        ]
-    if isinstance(value, LightningTrainer):
-        is_ours = value.engine in (None, OwnLoop())
-        return [value.device.type, value.precision, *([] if is_ours else [identity(value.engine)])]
-    if is_dataclass(value) and not isinstance(value, type):
-        settings = {field.name: identity(getattr(value, field.name)) for field in fields(value) if field.compare}
-        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **settings}
-    if isinstance(value, Mapping):
-        return {str(key): identity(each) for key, each in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [identity(each) for each in value]
-    if isinstance(value, Path) or callable(value):
-        return None
-    return value
-
-
 @cache
 def _type_adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
-
-
-@cache
-def _weights_digest(folder: Path) -> str:
-    """Of a model's files in a folder: small ones by content, shards of many gigabytes by size and time."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*.jinja")]):
-        status = file.stat()
-        is_small = status.st_size < 2**30
-        digest.update(f"{file.name} {status.st_size} {'' if is_small else status.st_mtime_ns}".encode())
-        if is_small:
-            digest.update(_checksum(file).encode())
-    return digest.hexdigest()
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    # PEFT writes the base's name and library versions into the other files; the weights and these settings decide.
-    names = ("adapter_config.json", "adapter_model.safetensors")
-    return {name: _checksum(folder / name) for name in names if (folder / name).is_file()}
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _read(file: Path) -> dict[str, Any] | None:

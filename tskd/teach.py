@@ -39,6 +39,7 @@ def teach(cfg: DictConfig, folder: Path) -> None:
         evaluate = partial(run.store.graded, run.evaluator)  # so that a run with this teacher need not do it again
         card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, made)
     artifacts.write_json(folder / "result.json", {"eval/accuracy": card["teacher_accuracy"], **card})
+    artifacts.RunFolder(folder).close()
     console.teacher(card, made)
 
 

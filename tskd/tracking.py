@@ -190,7 +190,7 @@ class Tracker:
 
     def step(self, iteration: int, step: int, loss: float) -> None:
         """The loss of one training step; ``step`` counts within the iteration, W&B's counter across all of them."""
-        self._steps += 1
+        self._steps = self._logged.steps + step + 1
         data = {"iteration": iteration, "train/step": self._steps, "train/step_loss": loss}
         self._safely(lambda: self._run.log(data))
 

@@ -9,12 +9,12 @@ import pytest
 from tests import scripted, tiny
 from tests.unit.test_config import built, composed
 from tskd.errors import ConfigError, ModelError
+from tskd.identity import identity
 from tskd.models import LanguageModel, weights_of
 from tskd.modules.engine import Generation, before_any
 from tskd.plan import Count, Plan
 from tskd.records import Message, Prompt
 from tskd.stages.expand import Evolve, FewShot, NumberedList, Unprompted
-from tskd.store import identity
 from tskd.templates import Chat, Plain
 from tskd.writers import LocalWriter
 

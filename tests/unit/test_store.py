@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tests import tiny
+from tskd.identity import identity
 from tskd.models import LanguageModel
 from tskd.modules.continuous_batching import ContinuousBatching
 from tskd.modules.finetuner import LoraSettings
@@ -17,7 +18,7 @@ from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
 from tskd.stages.answer import Answer
 from tskd.stages.train import TrainLora
-from tskd.store import Store, entries, identity, main, prune
+from tskd.store import Store, entries, main, prune
 from tskd.tuneshift import Stages
 
 PROMPTS = [Prompt("a"), Prompt("b", iteration=1, parents=("x",))]

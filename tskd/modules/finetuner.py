@@ -7,6 +7,7 @@ the same: an answer to forgetting that needs no data (Bansal & Sanghavi 2025, ar
 
 import math
 import os
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tskd.errors import ConfigError, ModelError, RunFolderError
+from tskd.errors import ConfigError, ModelError, cannot_write
 from tskd.models import LanguageModel, Weights
 from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, pad_right, shuffled
@@ -117,16 +118,43 @@ class Finetuner(Resident):
         self.of_examples = loss  # None: the mean nll of their target tokens
         self.losses: list[tuple[float, int]] = []  # of each step: the mean, and over how many target tokens
         self._untouched: dict[int, Tensor] = {}  # hidden states of replayed texts before the adapter, on the CPU
+        self.strict_loading = False  # a checkpoint has no weights but the adapter's
+
+    def content(self) -> Any:
+        return [self.weights, repr(self.texts), self.num_examples, self.settings, self.key]
 
     def train_dataloader(self) -> Any:
+        return epoch_loader(self.steps(self.current_epoch))
+
+    def steps(self, epoch: int) -> list[list[int]]:
         """For each step, the indices of its texts: those of examples come before those of replay."""
-        key = f"{self.key}/epoch {self.current_epoch}"
+        key = f"{self.key}/epoch {epoch}"
         examples = shuffled(self.num_examples, self.settings.batch_size, key)
         replay = self._replay(len(examples), key)
-        return epoch_loader([batch + again for batch, again in zip(examples, replay, strict=True)])
+        return [batch + again for batch, again in zip(examples, replay, strict=True)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {}  # of the whole model, which does not change
+        checkpoint["adapter"] = self.parameters_in_training
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for parameter, trained in zip(self.parameters_in_training, checkpoint["adapter"], strict=True):
+                parameter.copy_(trained)
+        self.losses = checkpoint["losses"]
+
+    def on_train_start(self) -> None:
+        """What is not in a checkpoint is made again as it was made: rounding depends on what is read together."""
+        for epoch in range(self.current_epoch if self.remembers_untouched else 0):
+            for batch in self.steps(epoch):
+                for part in self._in_turn(batch):
+                    self._remember_untouched(part)
 
     def training_step(self, batch: list[int]) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        # What dropout leaves out depends on the step alone, not on what has drawn numbers before.
+        torch.manual_seed(random.Random(f"{self.key}/step {self.global_step}").getrandbits(63))
         while (losses := attempt(self.accumulate, batch)) is None:
             # Of a part that failed halfway, some gradients are there already: the whole step is done again.
             largest = max(map(len, self._in_parts(batch)))
@@ -142,10 +170,9 @@ class Finetuner(Resident):
         """The gradient of the batch's loss, and what each part contributes to the mean nll of its examples."""
         self.optimizers().zero_grad()  # type: ignore[union-attr]
         losses, parts = [], self._in_parts(batch)
-        turns = workers.largest(len(parts)) if self.in_step else len(parts)
-        for turn in range(turns):
+        for turn, part in enumerate(self._in_turn(batch)):
             counts = turn < len(parts)
-            loss, nll = self.loss_of(parts[turn] if counts else batch[:1], batch)
+            loss, nll = self.loss_of(part, batch)
             self.manual_backward(loss * counts)  # what does not count is for the other processes, who need this pass
             losses.append(nll * counts)
         return losses
@@ -163,7 +190,7 @@ class Finetuner(Resident):
         mean = loss = nll.sum() / max(1, self._num_targets(batch, replay=False))
         if self.of_examples is not None and (mine := self._examples(part)):
             loss = self.of_examples(nll, hidden[~is_replay], self._head, mine, self._examples(batch))
-        if self.settings.replay_loss == "kl" and len(self.texts) > self.num_examples:
+        if self.remembers_untouched:
             self._remember_untouched(part)
         if is_replay.any():
             if self.settings.replay_loss == "nll":
@@ -196,6 +223,10 @@ class Finetuner(Resident):
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     @property
+    def remembers_untouched(self) -> bool:
+        return self.settings.replay_loss == "kl" and len(self.texts) > self.num_examples
+
+    @property
     def steps_per_epoch(self) -> int:
         return math.ceil(self.num_examples / self.settings.batch_size)
 
@@ -210,6 +241,12 @@ class Finetuner(Resident):
         mine = workers.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))
         parts = by_length([len(self.texts[i].ids) for i in mine], self.max_tokens, self.max_padding)
         return [[mine[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
+
+    def _in_turn(self, batch: Sequence[int]) -> list[list[int]]:
+        """The parts of this process, and in step, what it computes while others have more; that is not to count."""
+        parts = self._in_parts(batch)
+        turns = workers.largest(len(parts)) if self.in_step else len(parts)
+        return parts + [list(batch[:1])] * (turns - len(parts))
 
     def _examples(self, batch: Sequence[int]) -> list[int]:
         return [i for i in batch if i < self.num_examples]
@@ -276,8 +313,8 @@ def finetune(
 
     ``loss`` is that of the examples, by default their mean nll.
 
-    Initial weights follow from ``seed``, the order of the examples from ``key``; dropout from both. The folder
-    ``save_to`` is replaced, once the adapter is whole. Raises ``RunFolderError`` where it cannot be written.
+    Initial weights follow from ``seed``, the order of the examples and dropout from ``key``. The folder ``save_to`` is
+    replaced, once the adapter is whole. Raises ``RunFolderError`` where it cannot be written.
     """
     settings.check_device(trainer.device)
     model = LanguageModel(weights)
@@ -293,7 +330,6 @@ def finetune(
     module = Finetuner(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label, loss)
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
             trainer.fit(module, settings.epochs)
     finally:  # the weights may serve the next job of a sweep, however this one ends
         if settings.gradient_checkpointing:
@@ -325,8 +361,4 @@ def _save(network: Any, folder: Path) -> None:
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise RunFolderError(
-            f"Cannot write the adapter {folder}: {reason}. What was computed before is kept; once it can be written, "
-            f"go on with `resume=`."
-        ) from error
+        raise cannot_write(f"the adapter {folder}", error) from error

@@ -45,6 +45,12 @@ class Generator(Resident):
         self.ending = Ending(model, stop)
         self.label = label
 
+    def content(self) -> Any:
+        return [self.language_model, self.merge_adapter, repr(self.requests), self.sampling, self.ending.stop]
+
+    def from_journal(self, noted: Any) -> Generation:
+        return Generation(*noted)
+
     def compute(self, indices: list[int]) -> list[Generation]:
         with self.language_model.speaking(self.merge_adapter) as network:
             return self._continue(network, [self.requests[i] for i in indices])
@@ -128,6 +134,9 @@ class OwnLoop:
     """
 
     merge_adapter: bool = False
+
+    def identity(self) -> Any:
+        return {"class": "tskd.modules.generator.OwnLoop", "merge_adapter": True} if self.merge_adapter else None
 
     def check(self, models: Sequence[LanguageModel], rank: int) -> None:
         for model in models:

@@ -105,6 +105,13 @@ class Scorer(Resident):
         self.measures = measures
         self.directions = directions  # for each sequence, where seed_shift looks
 
+    def content(self) -> Any:
+        directions = [direction.tolist() for direction in self.directions]
+        return [self.models, repr(self.sequences), self.measures, repr(directions)]
+
+    def from_journal(self, noted: Any) -> tuple[Any, ...]:
+        return tuple(noted)
+
     def compute(self, indices: list[int]) -> list[tuple[Any, ...]]:
         """For each sequence, its nll under each model and then its measures."""
         batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
@@ -210,6 +217,9 @@ class LikelihoodReader(Resident):
         for index, sequence in enumerate(sequences):
             alike.setdefault((sequence.first_target, sequence.ids[:-1]), []).append(index)
         self.groups = list(alike.values())
+
+    def content(self) -> Any:
+        return [self.model, repr(self.sequences)]
 
     def compute(self, indices: list[int]) -> list[list[float]]:
         """For each of the groups ``indices``, what its sequences have, in nats."""

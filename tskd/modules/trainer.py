@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
@@ -18,9 +18,11 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tskd import gpus
 from tskd.errors import ConfigError, ModelError
+from tskd.identity import digest, identity
 from tskd.models import Weights, available_memory, free_memory
 from tskd.modules import workers
 from tskd.modules.engine import Engine
+from tskd.modules.journal import Journal
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
@@ -46,6 +48,7 @@ class Resident(pl.LightningModule):
     """
 
     label = "work"
+    note: Callable[[dict[int, Any]], None] | None = None  # what is done with results as soon as they are there
 
     def __init__(self, *weights: Weights) -> None:
         super().__init__()
@@ -65,6 +68,14 @@ class Resident(pl.LightningModule):
         """The result of each of the inputs ``indices``, all in one batch."""
         raise NotImplementedError
 
+    def content(self) -> Any:
+        """What decides the results, for a journal to know them again; ``None`` where they are not worth noting."""
+        return None
+
+    def from_journal(self, noted: Any) -> Any:
+        """The result that a journal gives back as ``noted``, in plain JSON."""
+        return noted
+
     def predict_step(self, indices: list[int]) -> list[int]:
         waiting = cut(indices, self.parts)
         while waiting:
@@ -74,7 +85,10 @@ class Resident(pl.LightningModule):
                 self.tell_parts(len(part))
                 waiting = cut(part, 2) + waiting
             else:
-                self.results.update(zip(part, found, strict=True))
+                done = dict(zip(part, found, strict=True))
+                self.results |= done
+                if self.note is not None:
+                    self.note(done)
         return indices
 
     def tell_parts(self, rows: int) -> None:
@@ -136,6 +150,18 @@ class _Bar(pl.Callback):
         self._bar = tqdm(desc=module.label, total=total, unit=unit, leave=False, dynamic_ncols=True)
 
 
+class _EachEpoch(pl.Callback):
+    """A checkpoint in the journal after each epoch; one process writes it, for all hold the same."""
+
+    def __init__(self, journal: Journal, key: str) -> None:
+        self.journal = journal
+        self.key = key
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if workers.rank() == 0:
+            self.journal.replace_checkpoint(self.key, trainer.save_checkpoint)
+
+
 @dataclass(frozen=True)
 class LightningTrainer:
     """Makes a Trainer for one pass. ``max_batch_tokens`` bounds rows times length of every batch, and so the memory.
@@ -144,6 +170,7 @@ class LightningTrainer:
     ``sharded``: of each layer of a model, every process holds a part only, as long as it does not compute with it.
     ``keep_models``: whether models stay loaded for the stages and jobs to come, ``None`` while memory allows.
     ``engine`` generates text, ``None`` being our own loop.
+    ``journal`` is where passes and training note how far they are, so that they can go on there; ``None``: nowhere.
     """
 
     accelerator: str = "auto"
@@ -154,6 +181,7 @@ class LightningTrainer:
     keep_models: bool | None = None
     progress: bool | None = None
     engine: Engine | None = None
+    journal: Journal | None = None
 
     def __post_init__(self) -> None:
         if self.devices != workers.count():
@@ -166,6 +194,10 @@ class LightningTrainer:
                 f"`trainer.accelerator` is {self.accelerator!r}, and `trainer=fsdp` takes the accelerator that torch "
                 f"finds; leave it at auto."
             )
+
+    def identity(self) -> list[Any]:
+        engine = identity(self.engine)
+        return [self.device.type, self.precision, *([] if engine is None else [engine])]
 
     @property
     def shows_progress(self) -> bool:
@@ -207,24 +239,42 @@ class LightningTrainer:
             weights.release()
 
     def predict(self, module: Resident, batches: Sequence[list[int]]) -> dict[int, Any]:
-        """What ``module`` made of each input, by index, once it has seen all batches of them."""
-        if mine := workers.share(batches, module.in_step):
+        """What ``module`` made of each input, by index, once it has seen all batches of them.
+
+        What the journal has of an earlier attempt is not computed again; the other batches are the same as then.
+        """
+        if self.journal is not None and (content := module.content()) is not None:
+            key = digest([type(module).__name__, content])
+            # Read in one process, for all have to leave out the same; another may have begun to write already.
+            noted = workers.gathered(self.journal.read(key) if workers.rank() == 0 else {})
+            module.results = {i: module.from_journal(result) for i, result in noted.items()}
+            module.note = partial(self.journal.add, key)
+        left = [rest for batch in batches if (rest := [i for i in batch if i not in module.results])]
+        if mine := workers.share(left, module.in_step):
             # What a sharded model gathers in inference mode could never be trained with.
             trainer = self._make(inference_mode=not module.in_step)
             trainer.predict(module, epoch_loader(mine), return_predictions=False)
         return workers.gathered(module.results)
 
     def fit(self, module: Resident, epochs: int) -> None:
-        """Train ``module`` on its own ``train_dataloader``, made anew for each epoch."""
-        trainer = self._make(max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
-        trainer.fit(module)
+        """Train ``module`` on its own ``train_dataloader``, made anew for each epoch.
+
+        Of an earlier attempt that the journal has, the epochs that were finished are not done again.
+        """
+        callbacks, start = list[pl.Callback](), None
+        if self.journal is not None and (content := module.content()) is not None:
+            key = digest([type(module).__name__, content])
+            found = workers.gathered({0: self.journal.checkpoint(key)} if workers.rank() == 0 else {})
+            start, callbacks = found[0], [_EachEpoch(self.journal, key)]
+        trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
+        trainer.fit(module, ckpt_path=start, weights_only=True)
 
     def _devices(self) -> int | list[int]:
         """How many, or where it matters which, their numbers."""
         number = workers.local_rank() if workers.count() > 1 else gpus.claimed
         return 1 if number is None or self.accelerator == "cpu" or not torch.cuda.is_available() else [number]
 
-    def _make(self, **settings: Any) -> pl.Trainer:
+    def _make(self, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=self._devices(),
@@ -234,7 +284,7 @@ class LightningTrainer:
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
-            callbacks=[_Bar()] if self.shows_progress else [],
+            callbacks=[*callbacks, *([_Bar()] if self.shows_progress else [])],
             num_sanity_val_steps=0,
             **settings,
         )
