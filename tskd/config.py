@@ -21,6 +21,7 @@ from tskd.errors import ConfigError
 
 Made = TypeVar("Made")
 MAX_FOLDER_NAME = 100
+FREE = ("max_hours",)  # settings of which a run may have others when it goes on
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Schema:
     store_limit_gb: float | None = None
     allow: Any = ()
     private_files: bool = True
+    max_hours: float | None = None
 
     def check(self) -> None:
         problems = []
@@ -55,6 +57,8 @@ class Schema:
             problems.append(f"`threshold` is {self.threshold!r}; give a number, or auto")
         if self.iterations < 1:
             problems.append(f"`iterations` is {self.iterations}; give at least 1")
+        if self.max_hours is not None and not self.max_hours > 0:
+            problems.append(f"`max_hours` is {self.max_hours:g}; give more than 0, or null")
         if not re.fullmatch(r"[\w.+-]{1,64}", self.name) or self.name.startswith("."):
             problems.append(f"`name` is {self.name!r}; use up to 64 letters, digits and . _ + -")
         if problems:
@@ -103,6 +107,18 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
     if problems:
         raise ConfigError("; ".join(problems) + ".")
     return kind(**values, **given)
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """The names of the settings that differ in a way that may change results, as dotted keys."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return [] if one == other or where in FREE else [where]
+    keys = dict.fromkeys((*one, *other))
+    return [
+        name
+        for key in keys
+        for name in differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
+    ]
 
 
 def short_name(text: str, otherwise: Any = "") -> str:

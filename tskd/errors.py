@@ -7,6 +7,7 @@ TskdError
 ├── RunFolderError     an output folder that cannot be written, read or continued
 ├── ServerError        a server that does not answer, refuses, or has cost what it may
 ├── SandboxError       a machine that cannot isolate model-written code
+├── OutOfTime          `max_hours` are over
 └── NothingToLearn     the algorithm has come to an end without an adapter
     ├── NoNewPrompts       expansion wrote nothing that was not there before
     └── EmptySelection     no response reached the threshold
@@ -40,6 +41,10 @@ class ServerError(TskdError):
 
 
 class SandboxError(TskdError):
+    pass
+
+
+class OutOfTime(TskdError):
     pass
 
 

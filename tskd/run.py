@@ -3,25 +3,29 @@
 python -m tskd.run                                      # the embedded world
 python -m tskd.run -m threshold=0.5,1.0 target=llama3   # a sweep
 python -m tskd.run resume=outputs/…                     # go on with a stopped run
+python -m tskd.run … resume=auto                        # with the newest of this configuration, or begin one
+python -m tskd.run sweep.resume=outputs/…               # with the jobs of a sweep that are not completed
 """
 
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tskd import artifacts, config, console, jobs, provenance
+from tskd import artifacts, config, console, jobs, provenance, stopping
 from tskd.compose import Run, build
-from tskd.errors import ConfigError, NothingToLearn, RunFolderError
+from tskd.errors import ConfigError, NothingToLearn, OutOfTime, RunFolderError
 from tskd.evaluate import PRIVATE, Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics import Row, iteration_metrics
 from tskd.models import LanguageModel
@@ -33,6 +37,7 @@ from tskd.tracking import Tracker
 from tskd.tuneshift import tuneshift
 
 log = logging.getLogger(__name__)
+RESUMING = ("resume", "sweep.resume")
 
 
 def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
@@ -42,7 +47,9 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
     def log_step(step: int, loss: float) -> None:
         tracker.step(len(files.rows()), step, loss)  # only called while training, when the tracker is open
 
+    _check_is_the_same(cfg, folder)
     run = build(cfg, folder, log_step)
+    stopping.after(run.settings.max_hours)
     run.check_models()
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
     console.header(_header(run))
@@ -146,26 +153,47 @@ def run_metrics(
     return result
 
 
+def _check_is_the_same(cfg: Mapping[str, Any], folder: Path) -> None:
+    file = folder / "config.yaml"
+    if file.is_file() and (names := config.differences(OmegaConf.to_container(OmegaConf.load(file)), cfg)):
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({', '.join(names[:3])}{', …' * (len(names) > 3)}); choose "
+            f"another folder, or give its settings."
+        )
+
+
 @hydra.main(version_base="1.3", config_path=config.folder(), config_name="config")
 def _hydra_job(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if is_sweep and jobs.completed(folder):
+        log.info("%s was completed before.", folder.name)
+        return
     group = Path(hydra_config.sweep.dir if is_sweep else folder).resolve().name
     with_status(folder, lambda: job(resolved(cfg, is_sweep), folder, group, "sweep-job" if is_sweep else "run"))
 
 
-def with_status(folder: Path, work: Any) -> None:
+def with_status(folder: Path, work: Callable[[], None]) -> None:
     """Do ``work`` and note how it ended. An ordinary failure is noted, not raised: the next job of a sweep goes on."""
-    try:
-        work()
-    except Exception as error:  # noqa: BLE001 (whatever it is, it belongs into the job's own record)
-        jobs.record_failure(folder, error)
-    except BaseException as error:
-        jobs.record_failure(folder, error)
-        raise
-    else:
-        jobs.record_success(folder)
+    # Under torchrun every process gets each signal, some of them twice; there they end as they would without this.
+    signals = stopping.heeding_signals() if workers.count() == 1 else nullcontext()
+    with jobs.alone(folder), signals:
+        try:
+            jobs.record_start(folder)
+            stopping.check()
+            work()
+        except (OutOfTime, stopping.Interrupted) as reason:
+            jobs.record_stop(folder, reason)
+            if isinstance(reason, stopping.Interrupted):
+                raise
+        except Exception as error:  # noqa: BLE001 (whatever it is, it belongs into the job's own record)
+            jobs.record_failure(folder, error)
+        except BaseException as error:
+            jobs.record_failure(folder, error)
+            raise
+        else:
+            jobs.record_success(folder)
 
 
 def resume(folder: Path, overrides: Sequence[str]) -> None:
@@ -178,7 +206,9 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
         key, _, value = override.partition("=")
         given = OmegaConf.create({"value": OmegaConf.from_dotlist([f"value={value}"])["value"]})["value"]
         found = OmegaConf.select(stored, key.lstrip("+"))
-        if isinstance(found, DictConfig) or found != given:
+        if key in config.FREE:
+            OmegaConf.update(stored, key, given)
+        elif isinstance(found, DictConfig) or found != given:
             raise ConfigError(f"`{override}` contradicts the run in {folder}, where {key} is {found}; leave it out.")
     jobs.keep_files_private(stored)  # type: ignore[arg-type]
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
@@ -189,43 +219,82 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """The command line: ``resume=DIR`` goes on with a run, anything else is Hydra's."""
+    """The command line: ``resume=`` and ``sweep.resume=`` are read here, anything else is Hydra's."""
     workers.together(_main)
 
 
 def _main() -> None:
     config.register()
-    folders = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith("resume=")]
-    if folders:
-        rest = [argument for argument in sys.argv[1:] if not argument.startswith("resume=")]
-        folder = Path(folders[0]).expanduser()
+    try:
+        folder, arguments = _to_go_on_with(sys.argv[1:])
+        if folder is not None:
+            resume(folder, arguments)
+    except (ConfigError, RunFolderError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+    if folder is None:
+        sys.argv[1:] = arguments
         try:
-            if any(argument.startswith("-") for argument in rest):
-                raise ConfigError(f"`resume=` takes one run and no options; leave out {' '.join(rest)}.")
-            resume(folder, rest)
-        except (ConfigError, RunFolderError) as error:
-            print(error, file=sys.stderr)
-            raise SystemExit(1) from None
-        if not jobs.completed(folder):
-            raise SystemExit(1)
-    else:
-        _hydra_job()
+            _hydra_job()
+        except SystemExit:
+            all_completed()
+            raise
         exit_with_status()
+    elif not jobs.completed(folder):
+        raise SystemExit(1)
+
+
+def _to_go_on_with(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder of the run that is to go on, if it is to be one, and the arguments beside.
+
+    Raises ``ConfigError`` where they do not belong together, ``RunFolderError`` where there is no such sweep.
+    """
+    given = {key: value for key, _, value in (each.partition("=") for each in arguments) if key in RESUMING}
+    rest = [each for each in arguments if each.partition("=")[0] not in RESUMING]
+    if "sweep.resume" in given:
+        if rest or len(given) > 1:
+            raise ConfigError(f"`sweep.resume=` takes one sweep and nothing else; leave out {' '.join(rest)}.")
+        return None, jobs.command_of_sweep(Path(given["sweep.resume"]).expanduser())
+    if "resume" not in given:
+        return None, rest
+    if any(argument.startswith("-") for argument in rest):
+        raise ConfigError(f"`resume=` takes one run and no options; leave out {' '.join(rest)}.")
+    if given["resume"] != "auto":
+        return Path(given["resume"]).expanduser(), rest
+    found = _newest_unfinished(rest)
+    return (None, rest) if found is None else (found, [each for each in rest if each.partition("=")[0] in config.FREE])
+
+
+def _newest_unfinished(overrides: Sequence[str]) -> Path | None:
+    """Beside where a run with these overrides would be, the last unfinished one of the same configuration."""
+    try:
+        with hydra.initialize_config_dir(config.folder(), version_base="1.3"):
+            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+        runs = Path(composed.hydra.run.dir).parent
+        with open_dict(composed):
+            del composed["hydra"]
+        return jobs.newest_unfinished(runs, resolved(composed))
+    except (HydraException, OmegaConfBaseException, ConfigError):
+        return None  # the run that begins then says what is wrong
 
 
 def exit_with_status() -> None:
     """Show the table of a sweep, and leave with an exit code that tells whether every job was completed."""
+    if not all_completed():
+        raise SystemExit(1)
+
+
+def all_completed() -> bool:
+    """Whether all jobs of this process are; shows the table of a sweep."""
     if not jobs.started:  # --help, --cfg and the like
-        return
+        return True
     (folder,) = jobs.started
     if (folder / "status.json").is_file():
-        all_completed = jobs.completed(folder)
-    else:
-        of_sweep = jobs.of_sweep(folder)
+        return jobs.completed(folder)
+    of_sweep = jobs.of_sweep(folder)
+    if of_sweep:
         console.sweep(of_sweep, folder)
-        all_completed = bool(of_sweep) and all(status["status"] == "completed" for _, status, _ in of_sweep)
-    if not all_completed:
-        raise SystemExit(1)
+    return bool(of_sweep) and all(status["status"] == "completed" for _, status, _ in of_sweep)
 
 
 def resolved(cfg: DictConfig, is_sweep: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from tskd import stopping
 from tskd.checkpoints import one_line
 from tskd.errors import ModelError
 from tskd.models import LanguageModel
@@ -84,6 +85,7 @@ class ContinuousBatching:
                     disable=not trainer.shows_progress,
                 ) as bar:
                     while len(made) < len(names):
+                        stopping.check()
                         if (result := manager.get_result(timeout=1)) is None:
                             if not manager.is_running():
                                 raise ModelError(_failure(model, "it ended early"))

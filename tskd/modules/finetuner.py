@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from tskd import stopping
 from tskd.errors import ConfigError, ModelError, cannot_write
 from tskd.models import LanguageModel, Weights
 from tskd.modules import workers
@@ -152,6 +153,7 @@ class Finetuner(Resident):
                     self._remember_untouched(part)
 
     def training_step(self, batch: list[int]) -> None:
+        stopping.check()
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         # What dropout leaves out depends on the step alone, not on what has drawn numbers before.
         torch.manual_seed(random.Random(f"{self.key}/step {self.global_step}").getrandbits(63))

@@ -4,7 +4,8 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
@@ -13,10 +14,11 @@ import pytorch_lightning as pl
 import torch
 from pydantic import PositiveInt
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tskd import gpus
+from tskd import gpus, stopping
 from tskd.errors import ConfigError, ModelError
 from tskd.identity import digest, identity
 from tskd.models import Weights, available_memory, free_memory
@@ -79,6 +81,7 @@ class Resident(pl.LightningModule):
     def predict_step(self, indices: list[int]) -> list[int]:
         waiting = cut(indices, self.parts)
         while waiting:
+            stopping.check()
             part = waiting.pop(0)
             if (found := attempt(self.compute, part)) is None:
                 self.parts *= 2
@@ -253,7 +256,8 @@ class LightningTrainer:
         if mine := workers.share(left, module.in_step):
             # What a sharded model gathers in inference mode could never be trained with.
             trainer = self._make(inference_mode=not module.in_step)
-            trainer.predict(module, epoch_loader(mine), return_predictions=False)
+            with _our_own_stop():
+                trainer.predict(module, epoch_loader(mine), return_predictions=False)
         return workers.gathered(module.results)
 
     def fit(self, module: Resident, epochs: int) -> None:
@@ -267,7 +271,8 @@ class LightningTrainer:
             found = workers.gathered({0: self.journal.checkpoint(key)} if workers.rank() == 0 else {})
             start, callbacks = found[0], [_EachEpoch(self.journal, key)]
         trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
-        trainer.fit(module, ckpt_path=start, weights_only=True)
+        with _our_own_stop():
+            trainer.fit(module, ckpt_path=start, weights_only=True)
 
     def _devices(self) -> int | list[int]:
         """How many, or where it matters which, their numbers."""
@@ -288,6 +293,16 @@ class LightningTrainer:
             num_sanity_val_steps=0,
             **settings,
         )
+
+
+@contextmanager
+def _our_own_stop() -> Iterator[None]:
+    """Lightning sees SIGTERM too, and stops after the batch, where we do before the next."""
+    try:
+        yield
+    except SIGTERMException:
+        stopping.check()
+        raise
 
 
 def cut(indices: Sequence[int], parts: int) -> list[list[int]]:
