@@ -132,11 +132,19 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     # Without the target where none of it is measured: its scores are then shared by runs on other targets.
     measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
     # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
-    train: Any = TrainLora(
-        *(target, trainer, folder, seed, lora, replay, log_step),
+    train: Any = config.make(
+        TrainLora,
+        {name: training[name] for name in ("min_examples", "fill_epoch_to", "not_finite") if name in training},
+        "training",
+        target=target,
+        trainer=trainer,
+        folder=folder,
+        seed=seed,
+        lora=lora,
+        replay=replay,
+        log_step=log_step,
         objective=objective,
         teacher=None if objective is None else teacher,
-        min_examples=training.get("min_examples"),
     )
     if "_target_" in training:
         of_its_own = {"_target_": training["_target_"]}  # what else is set there is for training, and arms share it
@@ -171,7 +179,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
             seeds if SHIFT in measures else (),
             judge,
         ),
-        select=Select(rule),
+        select=Select(rule, tuple(settings.drop)),
         train=train,
         screen=ask_all
         if screen is None

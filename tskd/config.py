@@ -5,7 +5,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tskd import gpus, rehearsal
 from tskd.errors import ConfigError
+from tskd.faults import FAULTS
 
 Made = TypeVar("Made")
 MAX_FOLDER_NAME = 100
@@ -48,6 +49,7 @@ class Schema:
     store_limit_gb: float | None = None
     allow: Any = ()
     private_files: bool = True
+    drop: Any = ("not_finite",)
     max_hours: float | None = None
 
     def check(self) -> None:
@@ -57,6 +59,8 @@ class Schema:
             problems.append(f"`threshold` is {self.threshold!r}; give a number, or auto")
         if self.iterations < 1:
             problems.append(f"`iterations` is {self.iterations}; give at least 1")
+        if not (isinstance(self.drop, Sequence) and all(name in FAULTS for name in self.drop)):
+            problems.append(f"`drop` is {self.drop!r}; give a list of {', '.join(FAULTS)}, or []")
         if self.max_hours is not None and not self.max_hours > 0:
             problems.append(f"`max_hours` is {self.max_hours:g}; give more than 0, or null")
         if not re.fullmatch(r"[\w.+-]{1,64}", self.name) or self.name.startswith("."):

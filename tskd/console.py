@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tskd.evaluate import Accuracy
+from tskd.faults import FAULTS
 
 Row = Mapping[str, Any]
 console = Console(highlight=False, soft_wrap=True)
@@ -27,6 +28,10 @@ def iteration(index: int, row: Row) -> None:
         f"{row['select/kept']} kept ({number(row['select/kept_fraction'], '.0%')})",
         "gap " + " / ".join(number(row[f"score/gap_p{p}"], ".2f") for p in (5, 50, 95)),
     ]
+    if faults := [f"{row[f'score/{name}']} {name.replace('_', ' ')}" for name in FAULTS if row.get(f"score/{name}")]:
+        parts.append("responses: " + ", ".join(faults))
+    if row.get("train/not_finite"):
+        parts.append(f"{row['train/not_finite']} left out of training")
     if row.get("select/precision") is not None:
         parts.append(f"precision {row['select/precision']:.2f} recall {number(row['select/recall'], '.2f')}")
     if row.get("eval/accuracy") is not None:

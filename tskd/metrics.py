@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean, quantiles
 
+from tskd.faults import FAULTS
 from tskd.records import Iteration, Prompt
 
 Row = dict[str, float | int | None]
@@ -22,6 +23,9 @@ METRICS = {
     "score/gap_p5": "base minus teacher perplexity, 5th percentile",
     "score/gap_p50": "the same, median",
     "score/gap_p95": "the same, 95th percentile",
+    "score/not_finite": "responses with a perplexity that is no number, or infinite",
+    "score/empty": "responses without a word",
+    "score/repetitive": "responses that end in a loop",
     "score/unfinished": "responses that the length limit cut",
     "select/kept": "responses that selection kept",
     "select/threshold": "what the rule's criterion had to reach; `auto` is another in each run",
@@ -29,6 +33,7 @@ METRICS = {
     "select/precision": "kept that are private, over kept (where the truth is known)",
     "select/recall": "kept that are private, over private ones scored (where the truth is known)",
     "train/examples": "examples in the corpus: all kept so far",
+    "train/not_finite": "examples that were left out, as their loss was no number",
     "train/loss": "mean response nll of the last epoch, nats per token",
     "cost/generated_tokens": "tokens generated, for prompts, responses and replay",
     "cost/scored_tokens": "response tokens scored, under base and teacher",
@@ -65,11 +70,12 @@ def iteration_metrics(iteration: Iteration, private: Sequence[bool | None]) -> R
         "score/gap_p5": percentile(gaps, 5),
         "score/gap_p50": percentile(gaps, 50),
         "score/gap_p95": percentile(gaps, 95),
-        "score/unfinished": sum(not e.response.finished for e in scored),
+        **{f"score/{name}": sum(map(is_faulty, scored)) for name, is_faulty in FAULTS.items()},
         "select/kept": len(kept),
         "select/threshold": iteration.selection.threshold,
         "select/kept_fraction": len(kept) / len(scored) if scored else None,
         "train/examples": adapter.num_examples if adapter else None,
+        "train/not_finite": adapter.not_finite if adapter else None,
         "train/loss": adapter.loss if adapter else None,
         "cost/generated_tokens": iteration.expansion.tokens
         + sum(e.response.tokens for e in scored)

@@ -122,7 +122,7 @@ class Selection:
 class Adapter:
     """A LoRA adapter of the target; ``path`` is its PEFT folder, relative to the run's.
 
-    It has a ``loss`` where it was trained.
+    It has a ``loss`` where it was trained; ``not_finite`` examples were left out, as theirs was no number.
     """
 
     path: str
@@ -131,6 +131,7 @@ class Adapter:
     loss: float | None
     trained_tokens: int = 0
     generated_tokens: int = 0
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def test_the_loss_is_the_mean_over_the_target_tokens_of_the_last_epoch(neox, tmp
     weights, steps = tiny.weights(neox), []
     lora = LoraSettings(rank=2, epochs=3, batch_size=2)
     taught = examples(weights)
-    loss = finetune(
+    loss, _ = finetune(
         weights, taught, lora, trainer, tmp_path, seed=0, key="k", log_step=lambda *step: steps.append(step)
     )
     assert list(range(6)) == [step for step, _ in steps]
@@ -161,3 +161,32 @@ def test_a_loss_that_is_no_number_stops_the_training_with_advice(neox, tmp_path,
     with pytest.raises(ModelError, match=r"loss became nan at step 0; lower `training.*learning_rate`"):
         finetune(weights, examples(weights), SETTINGS, trainer, tmp_path / "a", seed=0, key="k")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def spoilt():
+    """A loss that is no number where the example 2 is in it, and ``seen``, the examples of each part."""
+    seen = []
+
+    def spoilt(nll, hidden, head, part, batch):
+        seen.append(part)
+        return nll.mean() * (math.nan if 2 in part else 1.0)
+
+    return spoilt, seen
+
+
+def test_an_example_whose_loss_is_no_number_stops_the_training_and_is_named(neox, tmp_path, trainer, spoilt):
+    weights = tiny.weights(neox)
+    with pytest.raises(ModelError, match=r"because of example 3 of those kept; .*`training.not_finite=drop`"):
+        finetune(weights, examples(weights), SETTINGS, trainer, tmp_path / "a", seed=0, key="k", loss=spoilt[0])
+
+
+def test_an_example_whose_loss_is_no_number_can_be_left_out_and_is_counted(neox, tmp_path, trainer, spoilt, caplog):
+    loss, seen = spoilt
+    weights = tiny.weights(neox)
+    settings = {"trainer": trainer, "seed": 0, "key": "k", "loss": loss, "drop_not_finite": True}
+    mean, left_out = finetune(weights, examples(weights), SETTINGS, save_to=tmp_path / "a", **settings)
+    assert math.isfinite(mean)
+    assert 1 == left_out
+    assert 2 == sum(2 in part for part in seen)  # with the others, and then by itself
+    assert "example 3 of those kept is no number" in caplog.text

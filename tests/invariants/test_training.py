@@ -24,7 +24,7 @@ def examples(weights):
 
 def trained(folder, save_to, trainer, **settings):
     weights = tiny.weights(folder)
-    loss = finetune(weights, examples(weights), SETTINGS, trainer, save_to, seed=3, key="k", **settings)
+    loss, _ = finetune(weights, examples(weights), SETTINGS, trainer, save_to, seed=3, key="k", **settings)
     return weights, loss
 
 

@@ -207,8 +207,8 @@ def test_a_discriminator_needs_an_expansion_that_writes(tmp_path):
 
 @pytest.mark.parametrize("wrong", ["0", "many", "1.5"])
 def test_what_is_no_size_of_an_epoch_is_refused(tmp_path, wrong):
-    with pytest.raises(ConfigError, match="`training.min_examples` is"):
-        run.build(composed("all", f"training.min_examples={wrong}"), tmp_path)
+    with pytest.raises(ConfigError, match="`training.fill_epoch_to` is"):
+        run.build(composed("all", f"training.fill_epoch_to={wrong}"), tmp_path)
 
 
 PRIVATE = [Question(Prompt(f"question {i}"), f"answer {i}") for i in range(9)]
@@ -237,7 +237,7 @@ def test_gold_answers_are_the_splits_own_and_what_has_none_is_left_out():
 def test_a_small_corpus_is_repeated_in_an_epoch_and_counts_its_own_examples(neox, tmp_path, trainer):
     corpus = [Scored(Response(Prompt(text), "a"), 1.0, 0.5, 2) for text in ("one", "two", "three")]
     lora = LoraSettings(rank=2, epochs=1, batch_size=2)
-    stage = TrainLora(LanguageModel(tiny.weights(neox)), trainer, tmp_path, seed=0, lora=lora, min_examples=7)
+    stage = TrainLora(LanguageModel(tiny.weights(neox)), trainer, tmp_path, seed=0, lora=lora, fill_epoch_to=7)
     assert [*corpus, *corpus, corpus[0]] == stage.epoch(corpus)
     assert [*corpus, *corpus, *corpus] == stage.epoch(corpus * 3)
     adapter = stage(corpus, [], 0)

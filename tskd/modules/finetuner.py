@@ -5,6 +5,7 @@ The loss is the negative log-likelihood of the response tokens (TuneShift-KD), o
 the same: an answer to forgetting that needs no data (Bansal & Sanghavi 2025, arXiv 2505.13811).
 """
 
+import logging
 import math
 import os
 import random
@@ -32,6 +33,7 @@ from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch
 from tskd.networks import fused_nll, hidden_states, vocabulary_head
 from tskd.perplexity import token_kl, token_nll
 
+log = logging.getLogger(__name__)
 StepLog = Callable[[int, float], None]
 KEPT = 16  # times the memory that decoding needs for a token: training keeps what every layer made of it
 
@@ -104,6 +106,7 @@ class Finetuner(Resident):
         log_step: StepLog | None,
         label: str = "train",
         loss: Loss | None = None,
+        drop_not_finite: bool = False,
     ) -> None:
         super().__init__(weights)
         self.weights = weights
@@ -116,6 +119,8 @@ class Finetuner(Resident):
         self.max_padding = max_padding
         self.log_step = log_step
         self.label = label
+        self.drop_not_finite = drop_not_finite
+        self.left_out: set[int] = set()  # texts whose loss was no number
         self.of_examples = loss  # None: the mean nll of their target tokens
         self.losses: list[tuple[float, int]] = []  # of each step: the mean, and over how many target tokens
         self._untouched: dict[int, Tensor] = {}  # hidden states of replayed texts before the adapter, on the CPU
@@ -138,12 +143,14 @@ class Finetuner(Resident):
         checkpoint["state_dict"] = {}  # of the whole model, which does not change
         checkpoint["adapter"] = self.parameters_in_training
         checkpoint["losses"] = self.losses
+        checkpoint["left_out"] = sorted(self.left_out)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         with torch.no_grad():
             for parameter, trained in zip(self.parameters_in_training, checkpoint["adapter"], strict=True):
                 parameter.copy_(trained)
         self.losses = checkpoint["losses"]
+        self.left_out = set(checkpoint["left_out"])
 
     def on_train_start(self) -> None:
         """What is not in a checkpoint is made again as it was made: rounding depends on what is read together."""
@@ -157,16 +164,55 @@ class Finetuner(Resident):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         # What dropout leaves out depends on the step alone, not on what has drawn numbers before.
         torch.manual_seed(random.Random(f"{self.key}/step {self.global_step}").getrandbits(63))
+        batch = [i for i in batch if i not in self.left_out]
+        while batch:
+            loss = self._gradient(batch)
+            norm = clip_grad_norm_(self.parameters_in_training, self.settings.max_grad_norm, foreach=True)
+            if math.isfinite(loss) and norm.isfinite():
+                self._log(loss, self._num_targets(batch, replay=False))
+                optimizer.step()  # type: ignore[union-attr]
+                break
+            batch = self._without_culprits(batch, loss)
+        else:
+            self.losses.append((0.0, 0))
+        schedule.step()  # type: ignore[union-attr, call-arg]
+
+    def _gradient(self, batch: list[int]) -> float:
+        """That of the loss of ``batch`` is where it belongs, added up over all processes; the mean nll comes back."""
         while (losses := attempt(self.accumulate, batch)) is None:
             # Of a part that failed halfway, some gradients are there already: the whole step is done again.
             largest = max(map(len, self._in_parts(batch)))
             self.parts *= 2
             self.tell_parts(largest)
-        loss = workers.add_up(self.parameters_in_training, sum(losses))
-        self._log(loss, self._num_targets(batch, replay=False))
-        clip_grad_norm_(self.parameters_in_training, self.settings.max_grad_norm, foreach=True)
-        optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr, call-arg]
+        return workers.add_up(self.parameters_in_training, sum(losses))
+
+    def _without_culprits(self, batch: list[int], loss: float) -> list[int]:
+        """``batch`` without the texts whose own loss is no number, where they may be left out.
+
+        Raises ``ModelError`` that names them where not, or where it is so of all: then the weights are to blame.
+        """
+        with torch.no_grad():  # each by itself, and in every process all of them
+            culprits = [i for i in batch if not self.loss_of([i], batch)[0].isfinite()]
+        named = ", ".join(self._name(i) for i in culprits[:3]) + ", …" * (len(culprits) > 3)
+        is_of_all = len(culprits) == len(batch) > 1
+        if not culprits or is_of_all or self.left_out.union(culprits).issuperset(range(self.num_examples)):
+            what = "gradient became no number" if math.isfinite(loss) else f"loss became {loss}"
+            raise ModelError(
+                f"The training {what} at step {self.global_step}; lower `training.lora.learning_rate` "
+                f"({self.settings.learning_rate:g}), or use float32 weights."
+            )
+        if not self.drop_not_finite:
+            raise ModelError(
+                f"The training loss became {loss} at step {self.global_step}, because of {named}; use float32 weights, "
+                f"or leave such texts out: `training.not_finite=drop`."
+            )
+        log.warning("The training loss of %s is no number; left out from step %d on.", named, self.global_step)
+        self.left_out |= set(culprits)
+        return [i for i in batch if i not in self.left_out]
+
+    def _name(self, index: int) -> str:
+        is_replay = index >= self.num_examples
+        return f"replayed text {index - self.num_examples + 1}" if is_replay else f"example {index + 1} of those kept"
 
     def accumulate(self, batch: list[int]) -> list[float]:
         """The gradient of the batch's loss, and what each part contributes to the mean nll of its examples."""
@@ -286,11 +332,6 @@ class Finetuner(Resident):
         return vocabulary_head(self.network, hidden)
 
     def _log(self, loss: float, tokens: int) -> None:
-        if not math.isfinite(loss):
-            raise ModelError(
-                f"The training loss became {loss} at step {self.global_step}; lower `training.learning_rate` "
-                f"({self.settings.learning_rate:g}), or use float32 weights."
-            )
         self.losses.append((loss, tokens))
         if self.log_step is not None:
             self.log_step(self.global_step, loss)
@@ -310,10 +351,13 @@ def finetune(
     log_step: StepLog | None = None,
     label: str = "train",
     loss: Loss | None = None,
-) -> float:
-    """Train a fresh LoRA adapter on ``examples``, save it in PEFT's format, and return its last epoch's mean nll.
+    drop_not_finite: bool = False,
+) -> tuple[float, int]:
+    """Train a fresh LoRA adapter on ``examples`` and save it in PEFT's format.
 
-    ``loss`` is that of the examples, by default their mean nll.
+    Returned are the mean nll of its last epoch, and how many examples were left out of it because their loss is no
+    number; without ``drop_not_finite``, one such raises ``ModelError``. ``loss`` is that of the examples, by default
+    their mean nll.
 
     Initial weights follow from ``seed``, the order of the examples and dropout from ``key``. The folder ``save_to`` is
     replaced, once the adapter is whole. Raises ``RunFolderError`` where it cannot be written.
@@ -329,7 +373,9 @@ def finetune(
         _checkpointing(network.get_base_model(), "enable")({"use_reentrant": False})
     max_tokens = max(1, trainer.batch_tokens // KEPT)
     max_padding = trainer.pass_cost(weights)
-    module = Finetuner(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label, loss)
+    module = Finetuner(
+        *(weights, examples, replay, settings, key, max_tokens, max_padding, log_step, label, loss, drop_not_finite)
+    )
     try:
         with torch.random.fork_rng():
             trainer.fit(module, settings.epochs)
@@ -341,7 +387,7 @@ def finetune(
     if workers.rank() == 0:
         _save(network, save_to)
     weights.adopt(str(save_to))
-    return module.loss
+    return module.loss, sum(i < len(examples) for i in module.left_out)
 
 
 def _checkpointing(network: Any, switch: Literal["enable", "disable"]) -> Callable[..., None]:

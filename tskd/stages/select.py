@@ -20,7 +20,8 @@ from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import ImportString, PositiveInt
 
-from tskd.errors import ConfigError
+from tskd import faults
+from tskd.errors import ConfigError, ModelError
 from tskd.records import Scored, Selection
 
 Rule = Callable[[Sequence[Scored]], Selection]
@@ -39,16 +40,38 @@ class ByTheSeeds(Protocol):
 
 @dataclass(frozen=True)
 class Select:
-    """The stage: what ``rule`` keeps, once the seeds have told it what it asks of them."""
+    """The stage: what ``rule`` keeps, once the seeds have told it what it asks of them.
+
+    The rule is not shown responses with a fault that ``drop`` names (``tskd.faults``). Where it does not name
+    ``not_finite``, a perplexity that is no number ends the run.
+    """
 
     rule: Rule
+    drop: tuple[str, ...] = ("not_finite",)
 
     def __call__(self, scored: Sequence[Scored], of_seeds: Sequence[Scored]) -> Selection:
-        """Kept and dropped, each in the order given."""
+        """Kept and dropped, each in the order given. Raises ``ModelError`` as ``drop`` says."""
+        if "not_finite" not in self.drop:
+            _check_finite(scored)
+        is_faulty = [any(faults.FAULTS[name](example) for name in self.drop) for example in scored]
         rule = self.rule.calibrated(of_seeds) if isinstance(self.rule, ByTheSeeds) else self.rule
-        selection = rule(scored)
+        shown = [example for example, faulty in zip(scored, is_faulty, strict=True) if not faulty]
+        selection = rule(shown)
+        if len(shown) < len(scored):
+            kept = {id(example) for example in selection.kept}
+            selection = split(scored, [id(example) in kept for example in scored])
         threshold = getattr(rule, "threshold", None)
         return selection if threshold is None else replace(selection, threshold=threshold)
+
+
+def _check_finite(scored: Sequence[Scored]) -> None:
+    for line, example in enumerate(scored, 1):
+        if faults.is_not_finite(example):
+            raise ModelError(
+                f"Response {line} of {len(scored)} (its line in `scored.jsonl`) has perplexity {example.base_ppl:g} "
+                f"under the base and {example.teacher_ppl:g} under the teacher; use a `dtype` with a wider range, or "
+                f"let such responses be dropped and counted: `drop=[not_finite]`."
+            )
 
 
 def reached_by_seeds(values: Sequence[float], recall: float) -> float:

@@ -1,5 +1,6 @@
 """5. Train: a fresh LoRA adapter of the target, on all that was kept so far."""
 
+import logging
 import random
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from tskd.checkpoints import adapter_folder
-from tskd.errors import ConfigError, RunFolderError
+from tskd.errors import ConfigError, EmptySelection, RunFolderError
 from tskd.models import LanguageModel, different_shapes
 from tskd.modules.batches import TokenSequence, encode_prefix, encode_response, encode_text
 from tskd.modules.finetuner import LoraSettings, StepLog, finetune
@@ -20,6 +21,8 @@ from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.objectives import Loss, Objective
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Prompt, Response, Scored
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Replay:
 class TrainLora:
     """Targets learn from the teacher's texts, re-tokenised, so any architecture and tokenizer will do.
 
-    Without an ``objective``, the loss is their nll. One may look at the scores, and ask the ``teacher``. An epoch has
-    ``min_examples`` at least: a smaller corpus is gone through again and again in it, so that few take as many steps.
+    Without an ``objective``, the loss is their nll. One may look at the scores, and ask the ``teacher``.
+    An example whose loss is no number ends the run, or with ``not_finite`` drop, it is left out and counted. An epoch
+    is filled up to ``fill_epoch_to``: a smaller corpus is gone through again and again in it, so that few take as many
+    steps.
     """
 
     target: LanguageModel
@@ -52,13 +57,13 @@ class TrainLora:
     log_step: StepLog | None = None
     objective: Objective | None = None
     teacher: LanguageModel | None = None
-    min_examples: PositiveInt | None = None
+    not_finite: Literal["stop", "drop"] = "stop"
+    min_examples: PositiveInt = 1
+    fill_epoch_to: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if self.target.adapter is not None:
             raise ConfigError("The target is trained from its pre-trained weights; it must come without an adapter.")
-        if self.min_examples is not None and not (isinstance(self.min_examples, int) and self.min_examples >= 1):
-            raise ConfigError(f"`training.min_examples` is {self.min_examples!r}; give a count of at least 1, or null.")
         if self.objective is not None and self.teacher is None:
             raise ValueError("An objective is given the teacher, and there is none.")
 
@@ -69,7 +74,20 @@ class TrainLora:
             check(self.target, self.teacher)
 
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
-        """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder."""
+        """The adapter, saved under ``iteration_<index>/adapter`` of the run's folder.
+
+        Raises ``EmptySelection`` where the corpus has less than ``min_examples``.
+        """
+        if len(corpus) < self.min_examples:
+            raise EmptySelection(
+                f"Iteration {index} leaves {len(corpus)} examples to train on, and `training.min_examples` is "
+                f"{self.min_examples}; lower it or `threshold`, or raise `expansion.num_drafts`."
+            )
+        if len(corpus) < self.lora.batch_size:
+            log.warning(
+                "Only %d examples were kept, less than one batch (%d); the adapter will know little else.",
+                *(len(corpus), self.lora.batch_size),
+            )
         path = Path(f"iteration_{index}") / "adapter"
         epoch = self.epoch(corpus)
         loss = None
@@ -80,8 +98,8 @@ class TrainLora:
         return replace(adapter, num_examples=len(corpus))
 
     def epoch(self, corpus: Sequence[Scored]) -> list[Scored]:
-        """What an epoch goes through: ``corpus``, repeated where it is smaller than ``min_examples``."""
-        return list(islice(cycle(corpus), max(len(corpus), self.min_examples or 0)))
+        """What an epoch goes through: ``corpus``, repeated where it is smaller than ``fill_epoch_to``."""
+        return list(islice(cycle(corpus), max(len(corpus), self.fill_epoch_to or 0)))
 
     def learn(
         self,
@@ -95,7 +113,7 @@ class TrainLora:
         examples = [encode_response(self.target, r.prompt, r.text, r.finished) for r in responses]
         replay, generated = self._rehearsal(dropped, index)
         key = f"{self.seed}/train/{index}"
-        mean_nll = finetune(
+        mean_nll, left_out = finetune(
             self.target.weights,
             examples,
             self.lora,
@@ -107,9 +125,10 @@ class TrainLora:
             log_step=self.log_step,
             label=f"{index} train",
             loss=loss,
+            drop_not_finite=self.not_finite == "drop",
         )
         trained = self.lora.epochs * sum(example.num_targets for example in examples)
-        return Adapter(str(path), self.target.name, len(responses), mean_nll, trained, generated)
+        return Adapter(str(path), self.target.name, len(responses), mean_nll, trained, generated, left_out)
 
     def _rehearsal(self, dropped: Sequence[Prompt], index: int) -> tuple[list[TokenSequence], int]:
         """The replayed sequences, and how many tokens were generated for them first in this iteration."""
