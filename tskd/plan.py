@@ -25,10 +25,12 @@ from tskd import config
 from tskd.checkpoints import Size, adapter_folder, is_hub_id
 from tskd.compose import Run, build
 from tskd.console import console, number
+from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError, ModelError, NothingToLearn, TskdError
 from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_prefix, encode_response
 from tskd.modules.finetuner import KEPT
+from tskd.modules.scorer import YES, Judge
 from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Screening, Selection
 from tskd.run import resolved
 from tskd.stages.train import Replay, TrainLora
@@ -189,9 +191,27 @@ class Plan:
         stage: Any = self.run.stages.score
         models = [model for model in (stage.base, stage.teacher, stage.target) if model is not None]
         found, seconds = self._look("score", models, stage, responses)
+        if stage.judge is not None and found is None:
+            self._discriminator(stage.judge)
         self._note("score", models, self._reading(models, responses), Count(0), seconds)
         self.is_known = found is not None
         return found or [Scored(response, math.nan, math.nan, response.tokens) for response in responses]
+
+    def _discriminator(self, judge: TrainedJudge) -> None:
+        """The synthetic prompts and the training of what tells them from private ones, once."""
+        if any((work.stage, work.models) == ("train", "base") and work.iteration is not None for work in self.work):
+            return
+        expand: Any = judge.expand
+        writes = Count(expand.num_drafts * expand.max_new_tokens, True)
+        self._note("expand", [judge.base], self._requests(expand, [judge.base], judge.seeds), writes, None)
+        ask = Judge(judge.base, judge.dataset).question
+        asked = [Response(ask(prompt), YES) for prompt in judge.private]
+        is_here = judge.base.weights in self.sizes
+        longest = max(asked, key=lambda response: self._length(judge.base, response) if is_here else 0)
+        texts = [longest] * 2 * max(len(asked), expand.num_drafts)  # one side is repeated up to the other
+        items, reads, length = self._reading([judge.base], texts, judge.lora.epochs)
+        most = Count(items.number, True), None if reads is None else Count(reads.number, True), length
+        self._note("train", [judge.base], most, Count(0), None, Finetuned(judge.lora))
 
     def select(self, scored: Sequence[Scored], of_seeds: Sequence[Scored]) -> Selection:
         return self.run.stages.select(scored, of_seeds) if self.is_known else Selection(tuple(scored), ())
@@ -224,7 +244,8 @@ class Plan:
 
     def _replayed(self, replay: Replay, dropped: int) -> Count:
         """The most that is generated to be replayed; the target's free texts are written once."""
-        is_written = any(w.stage == "train" and w.seconds is None and w.iteration is not None for w in self.work)
+        trained = [w for w in self.work if w.stage == "train" and w.seconds is None and w.iteration is not None]
+        is_written = any(w.writes.number for w in trained)
         texts = {"none": 0, "free": 0 if is_written else replay.num_texts, "dropped": dropped}[replay.source]
         return Count(texts * replay.max_new_tokens, texts > 0)
 

@@ -85,6 +85,19 @@ def test_every_experiment_of_the_grid_runs_from_its_teacher_to_its_result(experi
         assert settings[model]["checkpoint"]["architecture"] == made["model_type"]
 
 
+@pytest.mark.parametrize(("arm", "target"), [("discriminator", "gemma3_270m"), ("diff_vector", "smollm2_135m")])
+def test_an_arm_can_be_rehearsed_on_a_real_pair(arm, target, place, data):
+    pair = ["base=smollm2_135m", "teacher=finetuned", f"target={target}", "task=bbh", "task.subset=boolean_expressions"]
+    config.register()
+    overrides = [f"experiment=arms/{arm}", *pair, "scale=rehearsal", f"task.root={data}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = run.resolved(compose("config", overrides))
+    folder = place / "arms" / arm
+    run.with_status(folder, lambda: run.job(cfg, folder, "rehearsals", "run"))
+    assert {"status": "completed"} == json.loads((folder / "status.json").read_text())
+    assert (arm == "diff_vector") is (result(folder)["train/examples"] == 0)
+
+
 def test_a_rehearsal_fills_no_cell(rehearsed, place):
     for experiment in KINDS:
         rehearsed(experiment)

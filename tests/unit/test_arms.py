@@ -114,6 +114,14 @@ def test_an_arm_sets_nothing_but_what_is_under_test(arm):
         assert under_test[arm] == found - {"selection", "training"}
 
 
+def test_an_arm_can_be_put_on_the_pair_of_another_experiment():
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = run.resolved(compose("config", ["experiment=[smollm2_to_gemma3_bbh,arms/titok]"]))
+    assert ("smollm2_135m", "gemma3_270m") == tuple(cfg[model]["checkpoint"]["name"] for model in ("base", "target"))
+    assert composed("titok")["selection"] == cfg["selection"]
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_runs_to_its_result(arm, ran):
     folder, _, _ = ran(arm)

@@ -320,6 +320,21 @@ def test_questions_without_answers_are_asked_of_the_teacher_first(tmp_path):
     assert "evaluate" not in {work.stage for work in without.work}
 
 
+def test_a_discriminator_has_prompts_written_and_is_trained_once_before_it_scores():
+    made = plan(composed("selection=discriminator", "store=off"))
+    first = [(stage, models) for index, stage, models in summary(made) if index == 0]
+    assert [("expand", "base"), ("answer", "teacher")] == first[:2]
+    assert [("expand", "base"), ("train", "base"), ("score", "base, teacher"), ("train", "target")] == first[2:6]
+    assert 1 == [work.models for work in made.work if work.stage == "train"].count("base")
+    (training,) = (work for work in made.work if (work.stage, work.models) == ("train", "base"))
+    assert Count(2 * 120, is_most=True) == training.items  # of 24 drafts and 120 private prompts, both sides as large
+
+
+def test_answers_that_nobody_generates_cannot_be_planned():
+    with pytest.raises(ConfigError, match="A plan needs answers that the teacher gives"):
+        plan(composed("answer=gold", "store=off"))
+
+
 def test_an_expansion_that_says_nothing_of_its_size_cannot_be_planned():
     cfg = composed()
     with pytest.raises(ConfigError, match="A plan needs an `expansion` that has writer, num_drafts"):

@@ -1,6 +1,7 @@
 """The published tables are what the committed results give."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,26 @@ def test_the_tables_in_the_text_equal_the_committed_results():
     assert tables.replay_table() in text
     assert tables.transfer_table() in text
     assert tables.teacher_table() in text
+
+
+def test_the_table_of_the_arms_equals_the_committed_results():
+    arms = load(EXPERIMENTS / "arms.py")
+    assert arms.table(arms.read()) in (EXPERIMENTS / "README.md").read_text()
+
+
+def test_the_results_of_the_arms_are_those_of_a_sweep_by_arm_and_seed(tmp_path):
+    for seed, accuracies in {"0": (0.5, 0.75), "1": (0.5, 1.0)}.items():
+        for arm, accuracy in zip(("ppl_difference", "all"), accuracies, strict=True):
+            job = tmp_path / f"{arm},{seed}"
+            (job / ".hydra").mkdir(parents=True)
+            (job / ".hydra" / "overrides.yaml").write_text(f"- experiment=arms/{arm}\n- seed={seed}\n")
+            row = {"train/examples": 9, "select/precision": 1, "eval/accuracy": accuracy, "eval/general_accuracy": 0}
+            (job / "result.json").write_text(json.dumps(row))
+    arms = load(EXPERIMENTS / "arms.py")
+    first, second = arms.table(arms.collect(tmp_path)).splitlines()[2:]
+    assert first == "| all | 2 | 9 ± 0 | 1.000 ± 0.000 | 0.875 ± 0.177 | 0.000 ± 0.000 | 37.5 ± 17.7 |"
+    assert second.startswith("| ppl_difference | 2 |")
+    assert second.endswith("| – |")
 
 
 def test_the_tables_of_the_criteria_equal_the_committed_rows():
