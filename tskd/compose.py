@@ -1,7 +1,7 @@
 """From a resolved configuration to the objects that it names, checked against each other. Loads no weights."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from tskd import config, trust
 from tskd.artifacts import RunFolder
 from tskd.checkpoints import Checkpoint
+from tskd.coverage import Covered
 from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError
 from tskd.evaluate import Evaluator, ExactMatch
@@ -21,7 +22,7 @@ from tskd.modules.generator import OwnLoop
 from tskd.modules.journal import Journal
 from tskd.modules.scorer import JUDGED, OF_TARGET, SHIFT
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Prompt, Question
+from tskd.records import Iteration, Prompt, Question
 from tskd.stages.score import Score
 from tskd.stages.select import AUTO, MIN_SEEDS, ByTheSeeds, Select
 from tskd.stages.train import Replay, TrainLora
@@ -29,7 +30,7 @@ from tskd.store import Store
 from tskd.tasks import Benchmark, Task, WithPrivate
 from tskd.teacher import Finetuned
 from tskd.tracking import Wandb
-from tskd.tuneshift import Stages, ask_all
+from tskd.tuneshift import Stages, ask_all, never
 from tskd.writers import LocalWriter, Writer
 
 LENGTHS_AND_EPOCHS = ("prompt_tokens", "response_tokens", "epochs", "batch_size")  # for the stages, not for the task
@@ -52,6 +53,8 @@ class Run:
     task: Task
     seeds: Sequence[Prompt]
     stages: Stages
+    iterations: int
+    stop: Callable[[Sequence[Iteration]], bool]
     train_each_iteration: bool
     trainer: LightningTrainer
     evaluator: Evaluator
@@ -185,6 +188,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         if screen is None
         else _make(screen, "selection.screen", base=reference, teacher=teacher, trainer=trainer),
     )
+    covered = config.make(Covered, settings.stop, "stop")
+    is_auto = settings.iterations == AUTO
     tracking = config.make(Wandb, settings.tracking, "tracking")
     run = Run(
         settings=settings,
@@ -196,6 +201,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         task=task,
         seeds=seeds,
         stages=stages,
+        iterations=covered.max_iterations if is_auto else settings.iterations,
+        stop=covered if is_auto else never,
         train_each_iteration=bool(training["each_iteration"]),
         trainer=trainer,
         evaluator=_evaluator(task, questions, trainer, longest),

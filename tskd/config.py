@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -42,7 +42,8 @@ class Schema:
     answer: Any = None
     tracking: Any = MISSING
     threshold: Any = MISSING
-    iterations: int = MISSING
+    iterations: Any = MISSING
+    stop: dict[str, Any] = field(default_factory=dict)
     seed: int = MISSING
     name: str = MISSING
     store: Any = None
@@ -57,8 +58,9 @@ class Schema:
         is_number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
         if not (self.threshold == "auto" or (is_number and math.isfinite(self.threshold))):
             problems.append(f"`threshold` is {self.threshold!r}; give a number, or auto")
-        if self.iterations < 1:
-            problems.append(f"`iterations` is {self.iterations}; give at least 1")
+        is_count = isinstance(self.iterations, int) and not isinstance(self.iterations, bool)
+        if not (self.iterations == "auto" or (is_count and self.iterations >= 1)):
+            problems.append(f"`iterations` is {self.iterations!r}; give a whole number, at least 1, or auto")
         if not (isinstance(self.drop, Sequence) and all(name in FAULTS for name in self.drop)):
             problems.append(f"`drop` is {self.drop!r}; give a list of {', '.join(FAULTS)}, or []")
         if self.max_hours is not None and not self.max_hours > 0:
@@ -105,8 +107,8 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
             values[key] = TypeAdapter(hints[key]).validate_python(value)
         except ValidationError as error:
             problems.append(f"`{where}.{key}` is {value!r}: {error.errors()[0]['msg']}")
-    for name, field in settable.items():
-        if name not in node and field.default is REQUIRED and field.default_factory is REQUIRED:
+    for name, known in settable.items():
+        if name not in node and known.default is REQUIRED and known.default_factory is REQUIRED:
             problems.append(f"`{where}.{name}` is missing")
     if problems:
         raise ConfigError("; ".join(problems) + ".")

@@ -34,6 +34,8 @@ def iteration(index: int, row: Row) -> None:
         parts.append(f"{row['train/not_finite']} left out of training")
     if row.get("select/precision") is not None:
         parts.append(f"precision {row['select/precision']:.2f} recall {number(row['select/recall'], '.2f')}")
+    if row.get("prompts/coverage") is not None:
+        parts.append(f"coverage {row['prompts/coverage']:.2f}")
     if row.get("eval/accuracy") is not None:
         parts.append(f"accuracy {row['eval/accuracy']:.3f}")
     if row.get("eval/general_accuracy") is not None:

@@ -54,9 +54,10 @@ class FinishedRun:
         rows = artifacts.RunFolder(folder).rows()
         if not (folder / "result.json").is_file():
             error = _read(folder / "status.json").get("error", "it was stopped").rstrip(".")
+            progress = f"`iterations` is {settings['iterations']}, and {len(rows)} are done"
             raise RunFolderError(
-                f"The run in {folder} has not finished ({len(rows)} of {settings['iterations']} iterations are done): "
-                f"{error}. Go on with `python -m tskd.run resume={folder}`, then export it."
+                f"The run in {folder} has not finished ({progress}): {error}. "
+                f"Go on with `python -m tskd.run resume={folder}`, then export it."
             )
         trained = artifacts.RunFolder(folder).last_adapter()
         if trained is None:

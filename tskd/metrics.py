@@ -17,6 +17,7 @@ METRICS = {
     "prompts/malformed": "drafts without one finished prompt in them",
     "prompts/held_out": "drafts that repeat a held-out question, and are dropped for it",
     "prompts/screened": "new prompts that a screen found not worth an answer",
+    "prompts/coverage": "estimate: of the drafts worth keeping, the share that repeats what is kept already",
     "prompts/diversity": "distinct word pairs over all word pairs of the new prompts",
     "score/base_ppl_median": "perplexity of the responses under the base",
     "score/teacher_ppl_median": "perplexity of the responses under the teacher",

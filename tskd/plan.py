@@ -317,8 +317,13 @@ def plan(cfg: Mapping[str, Any]) -> Plan:
     is_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # or what is not here would be downloaded
     try:
         made.before()
-        each, iterations = run.train_each_iteration, run.settings.iterations
-        for iteration in tuneshift(run.seeds, made.stages(), iterations=iterations, train_each_iteration=each):
+        for iteration in tuneshift(
+            run.seeds,
+            made.stages(),
+            iterations=run.iterations,
+            stop=run.stop,
+            train_each_iteration=run.train_each_iteration,
+        ):
             if iteration.adapter is not None:
                 made.evaluate(LanguageModel(run.target.weights, iteration.adapter.path))
     except NothingToLearn as error:

@@ -52,7 +52,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """New prompts, and what they cost: drafts written, those among them that are of no use, tokens generated."""
+    """New prompts, and what they cost: drafts written, those among them that are of no use, tokens generated.
+
+    ``repeats`` tells of each prompt that was drafted again how often, by its fingerprint: ``duplicates`` in all.
+    """
 
     prompts: tuple[Prompt, ...]
     drafts: int = 0
@@ -61,6 +64,7 @@ class Expansion:
     held_out: int = 0
     tokens: int = 0
     near_duplicates: int = 0
+    repeats: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

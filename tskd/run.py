@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tskd import artifacts, config, console, jobs, provenance, stopping
 from tskd.compose import Run, build
+from tskd.coverage import Covered, coverage
 from tskd.errors import ConfigError, NothingToLearn, OutOfTime, RunFolderError
 from tskd.evaluate import PRIVATE, Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics import Row, iteration_metrics
@@ -74,14 +75,17 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
         iterations = tuneshift(
             run.seeds,
             files.recording(run.store.sharing(run.stages, folder)),
-            iterations=run.settings.iterations,
+            iterations=run.iterations,
+            stop=run.stop,
             train_each_iteration=run.train_each_iteration,
             history=history,
         )
         for iteration in iterations:
+            history.append(iteration)
             row: Row = iteration_metrics(
                 iteration, [run.task.is_private(example.response.prompt) for example in iteration.scored]
             )
+            row["prompts/coverage"] = coverage(history)
             if iteration.adapter is not None:
                 after = accuracy(_tuned(run, folder, iteration), f"iteration_{iteration.index}")
                 row |= evaluation_metrics(before, after)
@@ -89,7 +93,6 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
             row["cost/reused_seconds"] = run.store.reused_seconds - reused
             started, reused = time.monotonic(), run.store.reused_seconds
             files.add_row({"iteration": iteration.index, **row})
-            history.append(iteration)
             tracker.iteration(iteration.index, row, iteration.scored, _kept_ids(iteration))
             if iteration.adapter is not None:
                 tracker.adapter(iteration.index, folder / iteration.adapter.path)
@@ -136,7 +139,8 @@ def run_metrics(
         screened=tuple(prompt for past in history for prompt in past.screened),
     )
     result = iteration_metrics(everything, [task.is_private(e.response.prompt) for e in everything.scored])
-    result |= {key: value for key, value in rows[-1].items() if key.startswith(("eval/", "train/"))}
+    lasting = ("eval/", "train/", "prompts/coverage")
+    result |= {key: value for key, value in rows[-1].items() if key.startswith(lasting)}
     for name in (
         "prompts/new",
         "prompts/duplicates",
@@ -358,6 +362,12 @@ def _rule(rule: Any) -> str:
     return type(rule).__name__ + ("" if threshold is None else f", threshold {shown(threshold)}")
 
 
+def _iterations(run: Run) -> str:
+    if not isinstance(run.stop, Covered):
+        return str(run.iterations)
+    return f"until coverage {run.stop.coverage:g}, at most {run.iterations}"
+
+
 def _header(run: Run) -> dict[str, str]:
     settings = run.settings
     header = {
@@ -366,7 +376,7 @@ def _header(run: Run) -> dict[str, str]:
         "target": f"{run.target.name} ({run.target.weights.checkpoint.path})",
         "task": f"{len(run.seeds)} seeds, {len(run.evaluator.questions)} held-out questions",
         "select": _rule(getattr(run.stages.select, "rule", run.stages.select)),
-        "iterations": f"{settings.iterations}, seed {settings.seed}",
+        "iterations": f"{_iterations(run)}, seed {settings.seed}",
     }
     if run.reference is not run.base:
         header["reference"] = f"{run.reference.name}, a stand-in for the base"

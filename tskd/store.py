@@ -34,7 +34,7 @@ from tskd.tuneshift import Stages, ask_all
 
 log = logging.getLogger(__name__)
 # Raise one when its results change.
-VERSIONS = {"expand": 1, "screen": 1, "answer": 1, "score": 1, "train": 2, "evaluate": 2}
+VERSIONS = {"expand": 2, "screen": 1, "answer": 1, "score": 1, "train": 2, "evaluate": 2}
 Result = TypeVar("Result")
 
 

@@ -22,6 +22,11 @@ def ask_all(prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
     return Screening(tuple(prompts))
 
 
+def never(done: Sequence[Iteration]) -> bool:
+    """No stop rule: go on for as many iterations as asked for."""
+    return False
+
+
 @dataclass(frozen=True)
 class Stages:
     """The five verbs, and a screen before the second.
@@ -43,6 +48,7 @@ def tuneshift(
     stages: Stages,
     *,
     iterations: int,
+    stop: Callable[[Sequence[Iteration]], bool] = never,
     train_each_iteration: bool = True,
     history: Sequence[Iteration] = (),
 ) -> Iterator[Iteration]:
@@ -51,11 +57,16 @@ def tuneshift(
     ``history`` holds iterations finished earlier: passing them continues a run exactly where it stopped.
     A fresh adapter is trained on all that was kept so far, in each iteration or only in the last; where an iteration
     keeps nothing new, the adapter before it stands.
-    Ends early, with a last iteration that asked nothing, when expansion runs dry.
+    Ends early where ``stop`` says so of the iterations done, the last of which may still lack its adapter; and, with a
+    last iteration that asked nothing, when expansion runs dry.
     Raises ``NoNewPrompts`` where it is dry from the start, ``EmptySelection`` where nothing at all was kept.
     """
+
+    def is_over(done: Sequence[Iteration]) -> bool:
+        return len(done) >= iterations or (len(done) > 0 and (not done[-1].scored or stop(done)))
+
     done = list(history)
-    while len(done) < iterations and not _ran_dry(done):
+    while not is_over(done):
         index = len(done)
         asked = [example for past in done for example in past.scored]
         corpus = [example for past in done for example in past.selection.kept]
@@ -77,18 +88,15 @@ def tuneshift(
         dropped = [example for past in done for example in past.selection.dropped] + list(selection.dropped)
         if not corpus:
             raise EmptySelection(_nothing_kept(index, scored))
-        is_last = index == iterations - 1 or not scored
+        iteration = Iteration(index, expansion, tuple(scored), selection, None, screening.screened)
+        adapter: Adapter | None = None
         if done and done[-1].adapter is not None and not selection.kept:
-            adapter: Adapter | None = replace(done[-1].adapter, trained_tokens=0, generated_tokens=0)
-        else:
-            adapter = stages.train(corpus, dropped, index) if train_each_iteration or is_last else None
+            adapter = replace(done[-1].adapter, trained_tokens=0, generated_tokens=0)
+        elif train_each_iteration or is_over([*done, iteration]):
+            adapter = stages.train(corpus, dropped, index)
 
-        done.append(Iteration(index, expansion, tuple(scored), selection, adapter, screening.screened))
+        done.append(replace(iteration, adapter=adapter))
         yield done[-1]
-
-
-def _ran_dry(done: Sequence[Iteration]) -> bool:
-    return bool(done) and not done[-1].scored
 
 
 def _nothing_new(num_seeds: int, expansion: Expansion) -> str:

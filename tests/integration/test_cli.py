@@ -79,6 +79,7 @@ def test_a_run_leaves_the_files_that_are_documented(straight):
     assert tuple(final[f"eval/{who}_accuracy"] for who in ("base", "teacher", "target")) == (0.0, 1.0, 0.0)
     assert sum(row["select/kept"] for row in rows) == final["select/kept"] == final["train/examples"]
     assert json.loads((folder / "status.json").read_text())["status"] == "completed"
+    assert 0 < rows[0]["prompts/coverage"] < rows[1]["prompts/coverage"] == final["prompts/coverage"] < 1
     assert yaml.safe_load((folder / "config.yaml").read_text())["threshold"] == 1.5
 
 
@@ -217,7 +218,7 @@ def test_the_facts_move_into_any_llama_given_by_path(tmp_path):
         (["treshold=1"], "Could not override 'treshold'"),
         (["target=lama3"], "Available options in 'target'"),
         (["threshold=0.5,1.0"], "--multirun"),
-        (["iterations=0"], "`iterations` is 0; give at least 1."),
+        (["iterations=0"], "`iterations` is 0; give a whole number, at least 1, or auto."),
         (["task=files", "task.seeds=nowhere.jsonl"], "There is no file nowhere.jsonl"),
         (["task=files"], "Missing mandatory value: seeds full_key: task.seeds"),
         (["teacher.adapter=/nowhere"], "There is no folder /nowhere for adapter"),

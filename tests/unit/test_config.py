@@ -9,9 +9,11 @@ from omegaconf import OmegaConf
 
 from tests import tiny
 from tskd import config, run
+from tskd.coverage import Covered
 from tskd.errors import ConfigError, ModelError, TskdError
 from tskd.modules.continuous_batching import ContinuousBatching
 from tskd.modules.generator import OwnLoop
+from tskd.tuneshift import never
 
 CONF = Path(config.folder())
 OPTIONS = [
@@ -51,6 +53,12 @@ def test_every_option_composes(option):
     assert composed(option, *seeds)["threshold"] == own.get(option, 1.5)
 
 
+def test_iterations_are_counted_or_left_to_the_stop_rule(tmp_path):
+    counted, auto = built(tmp_path, "iterations=2"), built(tmp_path, "iterations=auto", "stop.max_iterations=7")
+    assert (2, 7) == (counted.iterations, auto.iterations)
+    assert (never, Covered(0.95, 7)) == (counted.stop, auto.stop)
+
+
 def test_the_slurm_launcher_gives_each_job_one_gpu():
     config.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -78,6 +86,12 @@ def test_the_threshold_is_the_roots():
     [
         (["threshold=nan"], "`threshold` is nan"),
         (["iterations=0"], "`iterations` is 0"),
+        (["iterations=2.5"], r"`iterations` is 2\.5; give a whole number, at least 1, or auto"),
+        (["iterations=true"], "`iterations` is True"),
+        (["iterations=never"], "`iterations` is 'never'"),
+        (["iterations=auto", "stop.max_iterations=0"], "`stop.max_iterations` is 0"),
+        (["iterations=auto", "stop.coverage=1", "+stop.level=1"], "`stop.coverage` is 1: .*`stop.level` is unknown"),
+        (["stop.coverage=0"], "`stop.coverage` is 0"),
         (["name='../x'"], "`name` is '../x'"),
         (["selection.threshold=0.1"], "set `threshold` alone"),
         (["expansion.num_drafts=many"], "`expansion.num_drafts` is 'many'"),

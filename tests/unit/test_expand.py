@@ -124,6 +124,14 @@ def test_the_longest_request_is_checked_beforehand(kind):
             kind(Scribe(template=template), seed=0, max_new_tokens=7).check_lengths(POOL)
 
 
+def test_of_each_prompt_that_is_drafted_again_it_is_told_how_often():
+    drafts = ("a", "A ", "one", "b", "a", "two", "", "one!")
+    made = expand(*drafts, pool=POOL[:1], seen=[Prompt("Two")])
+    assert {Prompt("a").fingerprint: 2, Prompt("one").fingerprint: 1, Prompt("two").fingerprint: 1} == made.repeats
+    assert 4 == made.duplicates
+    assert ["a", "b", "one!"] == [prompt.text for prompt in made.prompts]
+
+
 # Near-duplicates
 
 

@@ -188,7 +188,7 @@ def test_a_folder_without_a_run_names_the_jobs_that_it_has(tmp_path, run):
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (None, "(1 of 1 iterations are done): it was stopped. Go on with"),
+        (None, "(`iterations` is 1, and 1 are done): it was stopped. Go on with"),
         ({"status": "failed", "error": "Kept 0 of 9."}, "done): Kept 0 of 9. Go on with"),
     ],
 )

@@ -49,6 +49,10 @@ def test_the_results_of_the_arms_are_those_of_a_sweep_by_arm_and_seed(tmp_path):
     assert second.endswith("| – |")
 
 
+def test_the_table_of_coverage_equals_the_committed_rows():
+    assert load(EXPERIMENTS / "coverage.py").coverage_table() in (EXPERIMENTS / "README.md").read_text()
+
+
 def test_the_tables_of_the_criteria_equal_the_committed_rows():
     pytest.importorskip("scipy", reason="comes with the extra `benchmarks`")
     criteria = load(EXPERIMENTS / "selection" / "criteria.py")

@@ -22,7 +22,8 @@ def stages(calls=None, keep=lambda text: True, new=lambda index: [f"n{index}", f
     def expand(pool, seen, index):
         calls.setdefault("pool", []).append([p.text for p in pool])
         calls.setdefault("seen", []).append([p.text for p in seen])
-        return Expansion(tuple(Prompt(text, (), index, ("parent",)) for text in new(index)), drafts=9, duplicates=7)
+        prompts = tuple(Prompt(text, (), index, ("parent",)) for text in new(index))
+        return Expansion(prompts, drafts=9, duplicates=7, repeats={"one": 5, "another": 2})
 
     def answer(prompts):
         calls.setdefault("asked", []).append([p.text for p in prompts])
@@ -93,6 +94,25 @@ def test_a_folder_gives_back_the_iterations_that_were_recorded_in_it(tmp_path):
 def test_training_may_wait_for_the_last_iteration():
     adapters = [i.adapter for i in tuneshift(SEEDS, stages(), iterations=3, train_each_iteration=False)]
     assert [a and a.path for a in adapters] == [None, None, "iteration_2/adapter"]
+
+
+def third(done):
+    return len(done) == 3
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 2, 3])
+def test_where_a_rule_stops_it_the_last_iteration_is_the_one_that_trains(stopped_after):
+    calls = {}
+    straight = list(tuneshift(SEEDS, stages(calls), iterations=9, stop=third, train_each_iteration=False))
+    assert [None, None, "iteration_2/adapter"] == [i.adapter and i.adapter.path for i in straight]
+    assert 1 == len(calls["corpus"])
+    history = straight[:stopped_after]
+    resumed = tuneshift(SEEDS, stages(), iterations=9, stop=third, train_each_iteration=False, history=history)
+    assert straight[stopped_after:] == list(resumed)
+
+
+def test_the_number_of_iterations_is_the_most_whatever_the_rule():
+    assert 2 == len(list(tuneshift(SEEDS, stages(), iterations=2, stop=third)))
 
 
 def test_it_ends_early_with_an_adapter_when_expansion_runs_dry():

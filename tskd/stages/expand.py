@@ -8,7 +8,7 @@ out. One of your own is a subclass of ``Strategy`` in a file of yours, named by 
 import math
 import random
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -95,7 +95,8 @@ class Strategy(ABC):
         for prompt in seen:
             similar[prompt.context].add(prompt.text)
         prompts: list[Prompt] = []
-        duplicates = near_duplicates = malformed = held_out = 0
+        repeats = Counter[str]()
+        near_duplicates = malformed = held_out = 0
         for shown, draft in zip(parents, drafts, strict=True):
             text = self.read(draft.text.strip()) if draft.finished else None
             if text is None:
@@ -105,7 +106,7 @@ class Strategy(ABC):
             if prompt.fingerprint in self.held_out:
                 held_out += 1
             elif prompt.fingerprint in known:
-                duplicates += 1
+                repeats[prompt.fingerprint] += 1
             elif similar[prompt.context].has(text):
                 near_duplicates += 1
                 known.add(prompt.fingerprint)
@@ -113,8 +114,16 @@ class Strategy(ABC):
                 known.add(prompt.fingerprint)
                 prompts.append(prompt)
                 similar[prompt.context].add(text)
-        tokens = sum(draft.tokens for draft in drafts)
-        return Expansion(tuple(prompts), self.num_drafts, duplicates, malformed, held_out, tokens, near_duplicates)
+        return Expansion(
+            tuple(prompts),
+            drafts=self.num_drafts,
+            duplicates=repeats.total(),
+            malformed=malformed,
+            held_out=held_out,
+            tokens=sum(draft.tokens for draft in drafts),
+            near_duplicates=near_duplicates,
+            repeats=dict(repeats),
+        )
 
 
 @dataclass(frozen=True)
