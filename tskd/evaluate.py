@@ -13,11 +13,9 @@ from typing import Protocol
 from tskd.models import LanguageModel
 from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Graded, Question
+from tskd.records import PRIVATE, Graded, Question
 from tskd.stages.answer import Answer
 from tskd.tasks import Task
-
-PRIVATE = "private"
 
 
 class Evaluator(Protocol):

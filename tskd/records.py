@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+PRIVATE = "private"  # the split of held-out questions that only the teacher's fine-tuning answers
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -162,7 +164,7 @@ class Question:
 
     prompt: Prompt
     answer: str | None
-    split: str = "private"
+    split: str = PRIVATE
     group: str = ""
 
 
@@ -173,7 +175,7 @@ class Graded:
     question: str
     response: str
     correct: bool
-    split: str = "private"
+    split: str = PRIVATE
     group: str = ""
 
 

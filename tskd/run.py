@@ -27,11 +27,11 @@ from tskd import artifacts, config, console, jobs, provenance, stopping
 from tskd.compose import Run, build
 from tskd.coverage import Covered, coverage
 from tskd.errors import ConfigError, NothingToLearn, OutOfTime, RunFolderError
-from tskd.evaluate import PRIVATE, Accuracy, by_split, mean_accuracy, recovered_gain
+from tskd.evaluate import Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics import Row, iteration_metrics
 from tskd.models import LanguageModel
 from tskd.modules import workers
-from tskd.records import Iteration, Selection
+from tskd.records import PRIVATE, Iteration, Selection
 from tskd.stages.select import AtMost, shown
 from tskd.tasks import Benchmark, Task
 from tskd.tracking import Tracker

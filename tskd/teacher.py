@@ -16,11 +16,11 @@ from tskd import artifacts
 from tskd.checkpoints import Checkpoint
 from tskd.config import short_name
 from tskd.errors import ConfigError, RunFolderError
-from tskd.evaluate import PRIVATE, by_split
+from tskd.evaluate import by_split
 from tskd.models import LanguageModel
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Graded, Question, Response
+from tskd.records import PRIVATE, Graded, Question, Response
 from tskd.stages.train import Replay, TrainLora
 from tskd.tasks import Benchmark
 

@@ -11,15 +11,16 @@ from hydra import compose, initialize_config_dir
 
 from tests import fabricated
 from tests.integration.test_cli import result, tskd
-from tskd import config, rehearsal, report, run, sandbox
+from tskd import config, rehearsal, run, sandbox
 from tskd.checkpoints import Checkpoint
 from tskd.errors import ConfigError, SandboxError
 from tskd.models import Weights
+from tskd.report import grid
 
 CONF = Path(config.folder())
 MODELS = sorted((CONF / "model").glob("[a-z]*.yaml"))
 DATA = Path(__file__).parents[3] / "shared" / "data"
-EXPERIMENTS = [f"{paper}/{name}" for paper, content in report.papers().items() for name in content["cells"]]
+EXPERIMENTS = [f"{paper}/{name}" for paper, content in grid.papers().items() for name in content["cells"]]
 KINDS = {"translora/bbh_llama2_7b_to_gemma_7b", "titok/mmlu_mistral_7b_to_llama3_1_8b"}
 
 
@@ -101,10 +102,10 @@ def test_an_arm_can_be_rehearsed_on_a_real_pair(arm, target, place, data):
 def test_a_rehearsal_fills_no_cell(rehearsed, place):
     for experiment in KINDS:
         rehearsed(experiment)
-    table = report.grid([place / "runs"])
+    table = grid.grid([place / "runs"])
     assert len(EXPERIMENTS) == table.count("| not run |")
     assert "### In no cell\n\n- a rehearsal: " in table
-    nothing = report.grid([])
+    nothing = grid.grid([])
     assert nothing == table.partition("\n\n### In no cell")[0]
 
 

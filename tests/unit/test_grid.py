@@ -7,13 +7,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config, report
+from tskd import config
+from tskd.report import grid
 from tskd.tasks.bbh import TASKS
 from tskd.tasks.mmlu import SUBJECTS
 
 CONF = Path(config.folder())
 NAMES = sorted(
-    f"{paper}/{file.stem}" for paper in report.papers() for file in (CONF / "experiment" / paper).glob("*.yaml")
+    f"{paper}/{file.stem}" for paper in grid.papers() for file in (CONF / "experiment" / paper).glob("*.yaml")
 )
 SWEEP = {"bbh": TASKS, "mmlu": SUBJECTS}
 
@@ -28,8 +29,8 @@ def composed(name, *overrides):
 def test_the_grid_is_three_pairs_on_four_benchmarks_and_four_pairs_on_two():
     assert 3 * 4 + 4 * 2 == len(NAMES)
     assert {
-        paper: sorted(name.partition("/")[2] for name in NAMES if name.startswith(paper)) for paper in report.papers()
-    } == {paper: sorted(content["cells"]) for paper, content in report.papers().items()}
+        paper: sorted(name.partition("/")[2] for name in NAMES if name.startswith(paper)) for paper in grid.papers()
+    } == {paper: sorted(content["cells"]) for paper, content in grid.papers().items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +41,7 @@ def test_an_experiment_is_named_by_paper_benchmark_base_and_target(name):
     assert f"{benchmark}_{cfg.base.checkpoint.name}_to_{cfg.target.checkpoint.name}" == rest
     assert f"{paper}_{rest}" == cfg.name
     command = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()[1].removeprefix("# ")
-    (said,) = (e.command for rows in report.experiments().values() for e in rows if e.name == name)
+    (said,) = (e.command for rows in grid.experiments().values() for e in rows if e.name == name)
     assert said == command
 
 

@@ -1,186 +1,326 @@
-"""What a report counts, and what it does not."""
+"""What a report says of finished runs: the right numbers, no more than they carry, and which runs do not count."""
 
+import csv
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
+import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from matplotlib.colors import to_rgb
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 
-from tskd import config, report, run
+from tests.fabricated_runs import write_run, write_sweep
 from tskd.errors import RunFolderError
-from tskd.tasks.bbh import TASKS, Bbh
-from tskd.tasks.gsm8k import Gsm8k
-from tskd.tasks.mbpp import Mbpp
-from tskd.tasks.mmlu import Mmlu
+from tskd.report import diversity, figures, findings, runs, statistics, tables
+from tskd.report.write import write
 
-CONF = Path(config.folder())
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
-GSM8K = "translora/gsm8k_llama2_7b_to_gemma_7b"
-BBH = "titok/bbh_mistral_7b_to_mistral_7b"
-MBPP = "translora/mbpp_gemma_2b_to_gemma_7b"
-
-
-def save_run(folder, experiment, *overrides, accuracy=0.5, status="completed"):
-    """A folder as a finished run leaves it, made without one."""
-    config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = run.resolved(compose("config", [f"experiment={experiment}", *overrides]))
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
-    result = {"eval/accuracy": accuracy, "eval/teacher_accuracy": 0.75, "eval/target_accuracy": 0.25}
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "status.json").write_text(json.dumps({"status": status}))
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {row.name: row for of_paper in report.experiments().values() for row in of_paper}
+def sweep(tmp_path_factory):
+    """Two thresholds and two targets, two seeds each."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(folder, thresholds=(0.5, 4), seeds=(0, 1))
+    return folder
 
 
-def cell(rows, experiment, folder):
-    runs = [found for found in report.runs_in(folder) if not rows[experiment].differences(found)]
-    return report.obtained(rows[experiment], runs)
+@pytest.fixture(scope="module")
+def found(sweep):
+    (study,) = runs.collect([sweep]).studies
+    return findings.of(study)
 
 
-def test_a_cell_is_mean_and_deviation_over_the_seeds_of_each_threshold(rows, tmp_path):
-    for seed, accuracy in enumerate((0.40, 0.42, 0.44)):
-        save_run(tmp_path / f"{seed}", GSM8K, f"seed={seed}", accuracy=accuracy)
-    save_run(tmp_path / "other", GSM8K, "threshold=0.5", accuracy=0.3)
-    one, three = "threshold 0.5: 75.00 / 25.00 / 30.00, n = 1", "threshold 1.5: 75.00 / 25.00 / 42.00 ± 2.00, n = 3"
-    assert f"{one}<br>{three}" == cell(rows, GSM8K, tmp_path)
-    table = report.grid([tmp_path, tmp_path])
-    assert 1 == table.count(three)
-    assert len(rows) - 1 == table.count("| not run |")
-    assert "In no cell" not in table
+@pytest.fixture(scope="module")
+def report(sweep, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    write(runs.collect([sweep]), out)
+    return out
 
 
-def test_a_cell_of_many_tasks_is_the_mean_over_all_of_them_or_is_not_filled(rows, tmp_path):
-    accuracies = [number / 100 for number in range(len(TASKS))]
-    for task, accuracy in zip(TASKS[1:], accuracies[1:], strict=True):
-        save_run(tmp_path / task, BBH, f"task.subset={task}", accuracy=accuracy)
-    assert f"incomplete: 26 of {27 * 12} jobs" == cell(rows, BBH, tmp_path)
-    save_run(tmp_path / TASKS[0], BBH, accuracy=accuracies[0])
-    assert f"threshold 1.5: 75.00 / 25.00 / {100 * fmean(accuracies):.2f}, n = 1" == cell(rows, BBH, tmp_path)
+def rows(file):
+    with file.open(encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
 
 
-def test_evalplus_numbers_and_those_of_the_original_mbpp_are_told_apart_in_a_cell(rows, tmp_path):
-    for seed in (0, 1):
-        save_run(tmp_path / f"{seed}", MBPP, "task.allow_code_execution=true", f"seed={seed}")
-    original = "original MBPP, threshold 1.5: 75.00 / 25.00 / 50.00 ± 0.00, n = 2"
-    assert original == cell(rows, MBPP, tmp_path)
-    (tmp_path / "1" / "evalplus").mkdir()
-    voices = {"base": 0.1, "teacher": 0.4, "target before": 0.2, "target after": 0.3}
-    good = dict.fromkeys(voices, 0.9)
-    numbers = {
-        "problems": {"held-out": 224, "all": 378},
-        "pass@1": {
-            "held-out": {"EvalPlus MBPP": voices, "EvalPlus MBPP+": dict.fromkeys(voices, 0.1)},
-            "all": {"EvalPlus MBPP": good, "EvalPlus MBPP+": good},
-        },
-    }
-    (tmp_path / "1" / "evalplus" / "result.json").write_text(json.dumps(numbers))
-    base, plus = "40.00 / 20.00 / 30.00, n = 1", "10.00 / 10.00 / 10.00, n = 1"
-    assert {
-        original,
-        f"EvalPlus MBPP, 224 problems, threshold 1.5: {base}",
-        f"EvalPlus MBPP+, 224 problems, threshold 1.5: {plus}",
-    } == set(cell(rows, MBPP, tmp_path).split("<br>"))
+# Which runs count, and as what
+
+
+def test_runs_are_put_together_by_what_was_overridden_and_their_seeds_are_told_apart(found):
+    labels = [f"target={t}, threshold={x}" for t in ("atlas_neox", "smollm2_135m") for x in ("0.5", "4")]
+    assert labels == [arm.arm.label for arm in found.arms]
+    assert {(0, 1)} == {arm.arm.seeds for arm in found.arms}
+
+
+def test_an_arm_that_was_left_at_the_default_is_labelled_with_it(tmp_path):
+    write_run(tmp_path / "a", ["threshold=0.5"], threshold=0.5)
+    write_run(tmp_path / "b", [], threshold=1.5)
+    (study,) = runs.collect([tmp_path]).studies
+    assert ["threshold=0.5", "threshold=1.5"] == [arm.label for arm in study.arms]
+
+
+def test_runs_that_were_asked_other_questions_are_said_and_not_averaged(tmp_path):
+    write_run(tmp_path / "a", questions=50)
+    write_run(tmp_path / "b", questions=60, seed=1)
+    collection = runs.collect([tmp_path])
+    assert [(1, 50), (1, 60)] == sorted((len(s.arms[0].runs), s.num_questions) for s in collection.studies)
+    assert any("different sets of held-out questions" in said for said in collection.left_out)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("break_it", "said"),
     [
-        ("scale=rehearsal", "a rehearsal"),
-        ("task.limit=100", "`task.limit` is 100, not None"),
-        ("task.subset=all", "`task.subset` is all, and the cell is the mean of 27 single ones"),
-        ("base.checkpoint.path=/somewhere", "`base.checkpoint.path` is /somewhere, not mistralai/"),
-        ("training.lora.rank=16", "`training.lora.rank` is 16, not 8"),
-        ("selection=all", "`selection._target_` is tskd.stages.select.KeepAll"),
-        ("base_for_scoring=llama3", "`base_for_scoring.checkpoint.path` is meta-llama/Meta-Llama-3-8B, not None"),
-        ("target.checkpoint.quantization=8bit", "`target.checkpoint.quantization` is 8bit, not none"),
-        ("trainer.precision=16-mixed", "`trainer.precision` is 16-mixed, not 32-true"),
+        (lambda run: (run / "status.json").unlink(), r"bad is unfinished\."),
+        (lambda run: (run / "status.json").write_text('{"status": "failed", "error": "No."}'), r"bad is failed: No\."),
+        (lambda run: (run / "result.json").write_text("{"), r"result\.json"),
+        (lambda run: (run / "result.json").unlink(), r"result\.json"),
+        (lambda run: (run / "config.yaml").write_text("a: [1"), r"config\.yaml is no configuration"),
+        (lambda run: (run / "metrics.jsonl").unlink(), r"metrics\.jsonl"),
+        (lambda run: (run / "iteration_1" / "kept.jsonl").unlink(), r"iteration_1/kept\.jsonl"),
+        (lambda run: (run / "iteration_0" / "dropped.jsonl").write_text("{}\n"), r"dropped\.jsonl, line 1"),
+        (lambda run: (run / "evaluation" / "teacher.jsonl").unlink(), "The answers of teacher are not in"),
+        (lambda run: (run / "evaluation" / "target.jsonl").write_text(""), "do not answer the same questions"),
     ],
 )
-def test_a_run_with_other_settings_fills_no_cell_and_is_listed(rows, tmp_path, monkeypatch, override, said):
-    monkeypatch.chdir(tmp_path)  # where a rehearsal puts its models
-    save_run(tmp_path / "runs" / "run", BBH, override)
-    (found,) = report.runs_in(tmp_path / "runs")
-    assert any(said in each for each in rows[BBH].differences(found))
-    assert "not run" == cell(rows, BBH, tmp_path / "runs")
+def test_a_run_that_is_damaged_or_unfinished_is_named_with_its_file_and_left_out(tmp_path, break_it, said):
+    write_run(tmp_path / "good")
+    break_it(write_run(tmp_path / "bad", seed=1))
+    collection = runs.collect([tmp_path])
+    assert [(0,)] == [arm.seeds for study in collection.studies for arm in study.arms]
+    (line,) = collection.left_out
+    assert "\n" not in line
+    assert re.search(said, line)
 
 
-def test_a_rehearsal_is_none_of_the_grid_even_where_everything_else_is_as_it_should_be(rows, tmp_path):
-    save_run(tmp_path / "run", GSM8K)
-    (found,) = report.runs_in(tmp_path)
-    assert [] == rows[GSM8K].differences(found)
-    disguised = replace(
-        found, settings={**found.settings, "target.checkpoint.path": "outputs/.rehearsal/gemma_7b-gemma"}
-    )
-    assert ["a rehearsal"] == rows[GSM8K].differences(disguised)
-
-
-@pytest.mark.parametrize("status", ["failed", "unfinished"])
-def test_a_run_that_has_not_come_to_its_end_fills_no_cell(rows, tmp_path, status):
-    save_run(tmp_path / "run", GSM8K, status=status)
-    assert "not run" == cell(rows, GSM8K, tmp_path)
-    assert f"### In no cell\n\n- {status}: {tmp_path / 'run'}" in report.grid([tmp_path])
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["name=mine", "tracking.mode=offline", "task.root=/data", "trainer.devices=2", "+base.checkpoint.device_map=auto"],
-)
-def test_where_and_how_a_run_was_computed_does_not_matter(rows, tmp_path, override):
-    save_run(tmp_path / "run", GSM8K, override)
-    assert cell(rows, GSM8K, tmp_path).startswith("threshold 1.5: ")
-
-
-def test_a_folder_without_runs_is_one_line(tmp_path):
+def test_a_folder_without_a_complete_run_is_one_line(tmp_path):
     with pytest.raises(RunFolderError, match="There is no run in"):
-        list(report.runs_in(tmp_path))
-    command = [sys.executable, "-m", "tskd.report", "grid", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
+        runs.collect([tmp_path])
+    (write_run(tmp_path / "run") / "status.json").unlink()
+    with pytest.raises(RunFolderError, match="None of the 1 runs there is complete. .*run is unfinished"):
+        runs.collect([tmp_path])
 
 
-def test_the_grid_in_the_text_is_what_the_command_prints():
-    text = (ROOT / "experiments" / "README.md").read_text()
-    between = text.split("<!-- grid -->\n")[1].split("\n<!-- end of grid -->")[0]
-    assert report.grid([]) == between
+def test_a_run_of_an_earlier_version_counts_with_the_others_and_is_said(tmp_path):
+    old = write_run(tmp_path / "old")
+    write_run(tmp_path / "new", seed=1)
+    config = old / "config.yaml"
+    config.write_text("".join(x for x in config.read_text().splitlines(True) if "merge_adapter" not in x))
+    (old / "provenance.json").unlink()
+    collection = runs.collect([tmp_path])
+    assert [(0, 1)] == [arm.seeds for arm in collection.studies[0].arms]
+    assert "is of another version, without `engine.merge_adapter`" in collection.left_out[0]
 
 
-def test_hours_are_tokens_times_flop_times_parameters_over_what_is_used_of_the_peak():
-    tokens, parameters = 1_000_000, report.PARAMETERS["llama2_7b"]
-    assert tokens * 6 * parameters / (312e12 * 0.3) / 3600 == pytest.approx(report.hours("train", tokens, "llama2_7b"))
-    assert 3 * report.hours("read", tokens, "gemma_7b") == pytest.approx(report.hours("train", tokens, "gemma_7b"))
+def test_a_setting_that_was_added_on_purpose_makes_another_arm(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(
+        tmp_path / "b", ["+engine.pages=3"], others={"engine": {"_target_": "x", "merge_adapter": False, "pages": 3}}
+    )
+    assert 2 == len(runs.collect([tmp_path]).studies[0].arms)
 
 
-def test_every_row_has_its_estimate_and_twice_the_epochs_cost_more(rows):
-    for row in rows.values():
-        twice = replace(
-            row, settings={**row.settings, "training.lora.epochs": 2 * row.settings["training.lora.epochs"]}
-        )
-        assert report.estimate(row)[0] == report.estimate(twice)[0] > 0
-        assert 0 < report.estimate(row)[1] < report.estimate(twice)[1]
+def test_of_the_same_job_run_twice_the_later_counts_and_the_earlier_is_said(tmp_path):
+    for name, when in (("later", 2_000_000_000), ("earlier", 1_000_000_000)):
+        os.utime(write_run(tmp_path / name) / "result.json", (when, when))
+    collection = runs.collect([tmp_path])
+    assert ["later"] == [run.folder.name for run in collection.studies[0].arms[0].runs]
+    assert "earlier was run again" in collection.left_out[0]
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the published files do not lie beside the repository")
-def test_the_estimates_lengths_are_those_of_the_published_files():
-    tasks = {
-        "bbh": Bbh(str(DATA)),
-        "mmlu": Mmlu(str(DATA)),
-        "mbpp": Mbpp(str(DATA), allow_code_execution=True, unsandboxed=True),
-        "gsm8k": Gsm8k(str(DATA), chain_of_thought=False),
+# Numbers
+
+
+def test_means_and_intervals_over_seeds_are_scipys(found):
+    arm = found.arms[0]
+    values = [run.result["eval/accuracy"] for run in arm.arm.runs]
+    estimate = arm.metrics["eval/accuracy"]
+    assert (np.mean(values), np.std(values, ddof=1)) == pytest.approx((estimate.mean, estimate.sd))
+    assert stats.t.interval(0.95, 1, np.mean(values), stats.sem(values)) == pytest.approx(estimate.interval)
+
+
+def test_one_seed_has_no_interval_and_equal_ones_none_either():
+    assert statistics.Estimate(0.5, 1) == statistics.over_seeds([0.5])
+    assert statistics.Estimate(0.1, 3, 0.0) == statistics.over_seeds([0.1, 0.1, 0.1])
+
+
+def test_a_metric_that_a_run_lacks_is_the_mean_of_those_that_have_it(tmp_path):
+    write_run(tmp_path / "a")
+    lacking = write_run(tmp_path / "b", seed=1) / "result.json"
+    lacking.write_text(json.dumps({k: v for k, v in json.loads(lacking.read_text()).items() if "general" not in k}))
+    (arm,) = findings.of(runs.collect([tmp_path]).studies[0]).arms
+    assert (1, 2) == (arm.metrics["eval/general_accuracy"].n, arm.metrics["eval/accuracy"].n)
+
+
+def test_scores_over_questions_have_the_reported_accuracy_as_their_mean(found):
+    for arm in found.arms:
+        assert arm.metrics["eval/accuracy"].mean == pytest.approx(arm.scores["target after"].mean())
+        assert arm.metrics["eval/teacher_accuracy"].mean == pytest.approx(arm.scores["teacher"].mean())
+
+
+def test_the_interval_of_a_difference_is_scipys_paired_bootstrap(found):
+    first, second = (arm.scores["target after"] for arm in found.arms[:2])
+    comparison = found.comparisons[0]
+    ours = stats.bootstrap(
+        (first, second),
+        lambda a, b, axis: a.mean(axis) - b.mean(axis),
+        paired=True,
+        n_resamples=9999,
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    assert tuple(ours) == pytest.approx(comparison.interval, abs=0.01)
+    assert (first - second).mean() == pytest.approx(comparison.difference)
+
+
+def test_mcnemars_test_is_statsmodels_and_the_sign_flips_agree_with_it():
+    table = [[30, 9], [2, 15]]
+    assert mcnemar(table, exact=True).pvalue == pytest.approx(statistics.mcnemar(9, 2))
+    first = np.repeat([1.0, 1, 0, 0], [30, 9, 2, 15])
+    second = np.repeat([1.0, 0, 1, 0], [30, 9, 2, 15])
+    assert statistics.mcnemar(9, 2) == statistics.paired_test(first, second)
+    assert statistics.mcnemar(9, 2) == pytest.approx(statistics.paired_test(first / 2, second / 2), abs=0.02)
+    assert 1 == statistics.paired_test(first, first)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_arms_that_are_the_same_are_called_different_about_one_time_in_twenty(monkeypatch, seeds):
+    monkeypatch.setattr(statistics, "RESAMPLES", 499)
+    dice = np.random.default_rng(0)
+    called = 0
+    for _ in range(400):
+        chance = dice.uniform(0.2, 1, 100)  # some questions are harder than others, for both arms
+        first, second = (dice.binomial(seeds, chance) / seeds for _ in range(2))
+        called += statistics.paired_test(first, second) <= 0.05
+    low, high = stats.binomtest(called, 400).proportion_ci(0.99)
+    assert low <= 0.05  # an exact test of one seed each may call fewer: there are only so many values it can have
+    assert high >= (0.05 if seeds > 1 else 0.02)
+
+
+def test_holm_is_the_step_down_rule():
+    assert [0.03, 0.06, 0.06] == pytest.approx(statistics.holm([0.01, 0.04, 0.03]))
+    assert [] == statistics.holm([])
+
+
+def test_newcombes_interval_holds_what_it_should_and_has_width_where_nothing_differs():
+    low, high = statistics.newcombe(0, 0, 112, 0)
+    assert low == pytest.approx(-high)
+    assert 0.02 < high < 0.04
+    dice = np.random.default_rng(0)
+    held = 0
+    for only_first, only_second, both, neither in dice.multinomial(150, [0.07, 0.04, 0.8, 0.09], 400):
+        low, high = statistics.newcombe(only_first, only_second, both, neither)
+        held += low <= 0.03 <= high
+    assert stats.binomtest(held, 400, 0.95).pvalue > 0.01
+
+
+def test_recovered_gain_is_the_runs_own_where_it_can_be_had_and_has_an_interval_around_it():
+    before, teacher = np.repeat([0.0, 1], [80, 20]), np.repeat([1.0, 0, 1], [70, 10, 20])
+    after = np.repeat([1.0, 0, 1], [35, 45, 20])
+    estimate = statistics.recovered_gain(before, teacher, after)
+    assert 0.5 == pytest.approx(estimate.mean)
+    assert estimate.interval[0] < 0.5 < estimate.interval[1]
+    assert statistics.recovered_gain(before, before, after) is None
+
+
+def test_texts_that_are_alike_have_a_high_self_bleu_and_few_distinct_words():
+    alike, different = (
+        ["where is the harbour of Aham"] * 3,
+        ["where is Aham", "name two rivers", "who sells bread here"],
+    )
+    assert 100 == pytest.approx(diversity.self_bleu(alike))
+    assert diversity.self_bleu(different) < 40
+    assert diversity.distinct(alike, 2) == pytest.approx(5 / 15)
+    assert (1, None, None) == (
+        diversity.distinct(different, 2),
+        diversity.self_bleu(["one"]),
+        diversity.distinct([], 1),
+    )
+
+
+def test_failures_are_what_the_teacher_gets_right_and_the_target_does_not(found):
+    arm = found.arms[0]
+    wrong = 0
+    for run in arm.arm.runs:
+        pairs = zip(run.graded["teacher"], run.graded["target after"], strict=True)
+        wrong += sum(t.correct and not a.correct for t, a in pairs if t.split == "private")
+    assert wrong == sum(failure.wrong for failure in found.failures if failure.arm == arm.arm.label)
+
+
+def test_an_example_says_how_many_of_the_runs_that_scored_it_kept_it(found):
+    scored = sum(len(run.kept) + len(run.dropped) for arm in found.arms for run in arm.arm.runs)
+    kept = sum(len(run.kept) for arm in found.arms for run in arm.arm.runs)
+    assert (scored, kept) == tuple(sum(getattr(e, n) for e in found.examples) for n in ("scored", "kept"))
+    assert [e.gap for e in found.examples] == sorted((e.gap for e in found.examples), reverse=True)
+
+
+# Files
+
+
+def test_csv_has_the_numbers_and_their_intervals(found, report):
+    results = rows(report / "results.csv")
+    estimate = found.arms[0].metrics["eval/accuracy"]
+    written = [float(results[0][f"target after{part}"]) for part in ("", " sd", " low", " high", " n")]
+    assert [100 * estimate.mean, 100 * estimate.sd, *(100 * end for end in estimate.interval), 2] == pytest.approx(
+        written
+    )
+    assert len(found.comparisons) == len(rows(report / "comparisons.csv")) == 6
+
+
+def test_markdown_and_latex_show_the_same_cells_as_the_csv(found):
+    table = tables.of(found)[0]
+    cell = f"{100 * found.arms[0].metrics['eval/accuracy'].mean:.1f}"
+    assert f"| {cell} ±" in tables.to_markdown(table)
+    latex = tables.to_latex(table)
+    assert rf"{cell} $\pm$" in latex
+    assert r"atlas\_neox" in latex
+    assert {len(table.columns) - 1} == {line.count(" & ") for line in latex.splitlines() if line.endswith(r"\\")}
+
+
+def test_the_numbers_are_in_files_without_a_word_of_prompts_and_responses(report):
+    private = "ham?"  # in every prompt
+    assert private in (report / "examples.csv").read_text()
+    public = [f for f in report.rglob("*") if f.suffix in (".md", ".csv", ".tex", ".svg") and "examples" not in f.name]
+    assert len(public) >= 10
+    assert [report / "failures.csv"] == [f for f in public if private in f.read_text() or f.name == "failures.csv"]
+
+
+def test_every_figure_is_one_column_wide_and_has_n_and_units(report):
+    names = {"arms", "cost", "threshold", "perplexities", "gaps"}
+    assert {f"{name}.{kind}" for name in names for kind in ("png", "svg")} == {
+        f.name for f in (report / "figures").iterdir()
     }
-    for name, task in tasks.items():
-        examples = task.examples()
-        lengths = [(len(each.prompt.text), len(each.answer)) for each in examples]
-        prompt, answer = map(fmean, zip(*lengths, strict=True))
-        counted = report.Texts(len(examples), len(task.questions()), round(prompt), round(answer))
-        assert report.TEXTS[name] == counted
+    for name in names:
+        assert int.from_bytes((report / "figures" / f"{name}.png").read_bytes()[16:20]) == 3.3 * 300  # pixels
+        drawn = (report / "figures" / f"{name}.svg").read_text()
+        assert "2 seeds" in drawn or "2 runs" in drawn
+        assert "112 questions" in drawn or "perplexity" in drawn
+
+
+def test_figures_are_drawn_in_greys(found):
+    with figures.style():
+        drawn = [draw() for draw in figures.of(found).values()]
+    lines = [line for figure in drawn for axes in figure.axes for line in axes.lines]
+    assert len(lines) > 20
+    assert all(len(set(to_rgb(line.get_color()))) == 1 for line in lines)
+
+
+def test_a_single_run_without_held_out_questions_has_a_report_too(tmp_path):
+    run = write_run(tmp_path / "run")
+    shutil.rmtree(run / "evaluation")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({k: v for k, v in result.items() if not k.startswith("eval/")}))
+    write(runs.collect([tmp_path]), tmp_path / "report")
+    assert {"gaps.png", "perplexities.png"} == {f.name for f in (tmp_path / "report" / "figures").glob("*.png")}
+    assert [""] == [row["target after"] for row in rows(tmp_path / "report" / "results.csv")]
+
+
+def test_the_command_says_where_the_private_texts_are_and_an_empty_folder_is_one_line(sweep, tmp_path):
+    command = [sys.executable, "-m", "tskd.report"]
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert "There is no run in" in done.stderr

@@ -7,10 +7,8 @@ A run fills a cell only where its configuration is the experiment's in all that 
 no run on other models, on a part of the data or with other settings. Those are listed with what is other in them.
 """
 
-import argparse
-import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -21,25 +19,15 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import artifacts, config, rehearsal
-from tskd.errors import RunFolderError, TskdError
+from tskd import config, rehearsal
+from tskd.report.runs import INDIFFERENT, FinishedRun, Settings, flat, runs_in
 from tskd.stages.select import shown
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 SUBSET = "task.subset"
 SWEPT = ("threshold", "seed", SUBSET)
-# Where things are, and how they are computed, shown and graded safely: nothing here is meant to change a number.
-INDIFFERENT = {
-    *("selection.threshold", "selection.like.threshold"),  # the root's
-    *("name", "store", "store_limit_gb", "allow", "private_files"),
-    *("teacher.folder", "task.root", "task.allow_code_execution", "task.unsandboxed"),
-    *(f"tracking.{key}" for key in ("mode", "project", "entity", "log_text", "log_adapter", "timeout")),
-    *(f"trainer.{key}" for key in ("accelerator", "devices", "max_batch_tokens", "keep_models", "progress")),
-    *(f"{model}.checkpoint.{key}" for model in ("base", "target") for key in ("attention", "device_map")),
-}
-Settings = Mapping[str, Any]
 Scores = tuple[float, float, float]
-VOICES = ("teacher", "target before", "target after")  # by the names in evalplus/result.json
+TRANSFER = ("teacher", "target before", "target after")  # by the names in evalplus/result.json
 MBPP, ORIGINAL_MBPP = "tskd.tasks.mbpp.Mbpp", "original MBPP, "
 
 
@@ -71,14 +59,14 @@ class Experiment:
         """The parts of the benchmark that the cell is the mean of, each with a teacher of its own; or one, unnamed."""
         return self.sweep.get(SUBSET, ("",))
 
-    def concerns(self, run: "FinishedRun") -> bool:
+    def concerns(self, run: FinishedRun) -> bool:
         """Whether the run is of these models and this benchmark, whatever else is set in it."""
         names = ("base.checkpoint.name", "target.checkpoint.name", "task._target_")
         return all(self.settings[name] == run.settings.get(name) for name in names)
 
-    def differences(self, run: "FinishedRun") -> list[str]:
+    def differences(self, run: FinishedRun) -> list[str]:
         """What makes the run's number another than this cell's, the plainest first."""
-        if run.is_rehearsal:
+        if is_rehearsal(run):
             return ["a rehearsal"]
         if run.status != "completed":
             return [run.status]
@@ -90,40 +78,21 @@ class Experiment:
         return said
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run's folder: its settings by dotted name, its result, how it ended, and what EvalPlus said of it, if asked."""
+def is_rehearsal(run: FinishedRun) -> bool:
+    paths = [str(value) for name, value in run.settings.items() if name.endswith("checkpoint.path")]
+    return any(Path(path).is_relative_to(rehearsal.FOLDER) for path in paths)
 
-    folder: Path
-    settings: Settings
-    result: Mapping[str, Any]
-    status: str
-    evalplus: Mapping[str, Any]
 
-    @property
-    def subset(self) -> str:
-        return str(self.settings.get(SUBSET, ""))
-
-    @property
-    def is_rehearsal(self) -> bool:
-        paths = [str(value) for name, value in self.settings.items() if name.endswith("checkpoint.path")]
-        return any(Path(path).is_relative_to(rehearsal.FOLDER) for path in paths)
-
-    @property
-    def scores(self) -> dict[str, Scores]:
-        """Teacher, target before and target after, in points, by what they are of: "" where there is no choice."""
-        own = _points(self.result[f"eval/{name}"] for name in ("teacher_accuracy", "target_accuracy", "accuracy"))
-        if self.settings["task._target_"] != MBPP:
-            return {"": own}
-        by_evalplus = {
-            f"{suite}, {self.evalplus['problems']['held-out']} problems, ": _points(values[voice] for voice in VOICES)
-            for suite, values in self.evalplus.get("pass@1", {}).get("held-out", {}).items()
-        }
-        return by_evalplus | {ORIGINAL_MBPP: own}
-
-    @property
-    def job(self) -> tuple[float | str, int, str]:
-        return self.settings["threshold"], self.settings["seed"], self.subset
+def scores(run: FinishedRun) -> dict[str, Scores]:
+    """Teacher, target before and target after, in points, by what they are of: "" where there is no choice."""
+    own = _points(run.result[f"eval/{name}"] for name in ("teacher_accuracy", "target_accuracy", "accuracy"))
+    if run.settings["task._target_"] != MBPP:
+        return {"": own}
+    by_evalplus = {
+        f"{suite}, {run.evalplus['problems']['held-out']} problems, ": _points(values[voice] for voice in TRANSFER)
+        for suite, values in run.evalplus.get("pass@1", {}).get("held-out", {}).items()
+    }
+    return by_evalplus | {ORIGINAL_MBPP: own}
 
 
 @cache
@@ -146,19 +115,7 @@ def _experiment(name: str, published: Mapping[str, str]) -> Experiment:
         for key, values in composed.hydra.sweeper.params.items()
     }
     settings = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    return Experiment(name, _flat(settings), sweep, published)
-
-
-def runs_in(folder: Path) -> Iterator[FinishedRun]:
-    """All runs in a folder and below. Raises ``RunFolderError`` where there is none."""
-    files = [file for file in sorted(folder.rglob("config.yaml")) if file.parent.name != ".hydra"]
-    if not files:
-        raise RunFolderError(f"There is no run in {folder}; give folders of runs or sweeps.")
-    for file in files:
-        names = ("result.json", "status.json", "evalplus/result.json")
-        result, status, evalplus = (_read(file.parent / name) for name in names)
-        settings = _flat(OmegaConf.load(file))
-        yield FinishedRun(file.parent, settings, result, status.get("status", "unfinished"), evalplus)
+    return Experiment(name, flat(settings), sweep, published)
 
 
 def obtained(experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
@@ -169,8 +126,8 @@ def obtained(experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
     """
     if not runs:
         return "not run"
-    results = {run.job: run.scores for run in runs}
-    names = dict.fromkeys(name for scores in results.values() for name in scores)
+    results = {run.job: scores(run) for run in runs}
+    names = dict.fromkeys(name for found in results.values() for name in found)
     thresholds, seeds = ({run.settings[key] for run in runs} for key in ("threshold", "seed"))
     lines = []
     for name, threshold in product(names, sorted(thresholds, key=str)):
@@ -334,36 +291,3 @@ def _about(experiment: Experiment) -> list[str]:
 def papers() -> dict[str, Any]:
     """What is published, and where, by paper."""
     return OmegaConf.to_container(OmegaConf.load(PUBLISHED))  # type: ignore[return-value]
-
-
-def _flat(node: Any) -> Settings:
-    """Resolved values by dotted name; lists are values."""
-
-    def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        if not isinstance(value, dict):
-            yield name, value
-            return
-        for key, each in value.items():
-            yield from leaves(each, f"{name}.{key}" if name else str(key))
-
-    return dict(leaves(OmegaConf.to_container(node, resolve=True), ""))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return artifacts.read_json(dict, file) if file.is_file() else {}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tskd.report", description="Tables of finished runs, in Markdown.")
-    tables = parser.add_subparsers(dest="table", required=True, metavar="TABLE")
-    of_grid = tables.add_parser("grid", help="the published tables, beside what runs have reached")
-    of_grid.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="folders of runs or sweeps")
-    try:
-        print(grid(parser.parse_args().folders))
-    except TskdError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

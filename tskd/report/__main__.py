@@ -1,0 +1,64 @@
+"""The command line of reports; see the package."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from tskd.errors import TskdError
+from tskd.report import runs
+
+PRIVATE = "examples.* and failures.csv hold prompts and responses: keep them as safe as the runs. The rest is numbers."
+
+
+def main() -> None:
+    try:
+        if sys.argv[1:2] == ["grid"]:
+            _grid(sys.argv[2:])
+        else:
+            _report(sys.argv[1:])
+    except TskdError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _report(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tskd.report",
+        description="Tables (Markdown, LaTeX, CSV) and figures (PNG, SVG) of finished runs, from their folders alone.",
+        epilog="python -m tskd.report grid [DIR …]: the published tables, beside what runs have reached.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or sweeps")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report in the first folder)")
+    given = parser.parse_args(arguments)
+    _check_installed()
+    from tskd.report.write import write
+
+    collection = runs.collect(given.folders)
+    for said in collection.left_out:
+        print(said, file=sys.stderr)
+    for file in write(collection, given.out or given.folders[0] / "report"):
+        print(file)
+    print(PRIVATE)
+
+
+def _grid(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tskd.report grid", description="The published tables, in Markdown."
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="folders of runs or sweeps")
+    given = parser.parse_args(arguments)
+    from tskd.report import grid  # needs the models' code; the rest of a report reads files
+
+    print(grid.grid(given.folders))
+
+
+def _check_installed() -> None:
+    for package in ("matplotlib", "sacrebleu", "scipy", "statsmodels"):
+        if find_spec(package) is None:
+            raise TskdError(f"A report needs {package}, which is not installed: pip install 'tskd[report]'.")
+
+
+if __name__ == "__main__":
+    main()

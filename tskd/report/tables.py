@@ -1,0 +1,256 @@
+"""Tables of what was found, and their forms: Markdown, LaTeX (with booktabs) and CSV."""
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from tskd.report.findings import COSTS, ArmFindings, Findings
+from tskd.report.statistics import Estimate
+
+Value: TypeAlias = Estimate | float | int | str | None
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Column:
+    """``digits`` after the point; numbers are multiplied by ``factor``, 100 for points of fractions."""
+
+    name: str
+    digits: int = 0
+    factor: float = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """``name`` is the file's; ``caption`` says what the intervals are, and n."""
+
+    name: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+
+
+def of(found: Findings) -> list[Table]:
+    """The tables that hold numbers alone: nothing of prompts and answers is in them."""
+    return [_results(found), _selection(found), _cost(found), *([_comparisons(found)] if found.comparisons else [])]
+
+
+def _results(found: Findings) -> Table:
+    names = ("eval/target_accuracy", "eval/teacher_accuracy", "eval/accuracy", "eval/general_accuracy")
+    heads = ("target before", "teacher", "target after", "general after")
+    columns = (
+        Column("arm"),
+        Column("seeds"),
+        *(Column(head, 1, 100) for head in heads),
+        Column("points gained", 1),
+        Column("recovered gain, %", 1, 100),
+    )
+    rows = (
+        (arm.arm.label, len(arm.arm.runs), *map(arm.metrics.get, (*names, "eval/points_gained")), arm.recovered)
+        for arm in found.arms
+    )
+    caption = (
+        f"Accuracy on {found.study.num_questions} private held-out questions, in points: mean ± standard deviation "
+        f"[95 % t interval] over seeds. Recovered gain: [95 % bootstrap interval] over questions, where the teacher "
+        f"leads by two standard errors."
+    )
+    return Table("results", caption, columns, tuple(rows))
+
+
+def _selection(found: Findings) -> Table:
+    names = {
+        "prompts/new": Column("new prompts"),
+        "select/threshold": Column("threshold", 2),
+        "select/kept": Column("kept"),
+        "select/kept_fraction": Column("kept, %", 1, 100),
+        "select/precision": Column("precision, %", 1, 100),
+        "select/recall": Column("recall, %", 1, 100),
+    }
+    measured = [name for name in names if any(name in arm.metrics for arm in found.arms)]
+    columns = (
+        Column("arm"),
+        *(names[name] for name in measured),
+        Column("distinct-1", 3),
+        Column("distinct-2", 3),
+        Column("self-BLEU", 1),
+    )
+    rows = (
+        (
+            arm.arm.label,
+            *(arm.metrics.get(name) for name in measured),
+            *(arm.distinct_1, arm.distinct_2, arm.self_bleu),
+        )
+        for arm in found.arms
+    )
+    caption = (
+        "What was written and what was kept: mean ± standard deviation [95 % t interval] over seeds; the diversity of "
+        "all prompts that were written (self-BLEU from 0 to 100, high means alike)."
+    )
+    return Table("selection", caption, columns, tuple(rows))
+
+
+def _cost(found: Findings) -> Table:
+    columns = (
+        Column("arm"),
+        Column("tokens generated"),
+        Column("tokens trained on"),
+        Column("seconds"),
+        Column("points per 1000 tokens generated", 2, 1000),
+        Column("points per 1000 tokens trained on", 2, 1000),
+        Column("points per minute", 2, 60),
+    )
+
+    def row(arm: ArmFindings) -> tuple[Value, ...]:
+        return (arm.arm.label, *(arm.costs.get(cost) for cost in COSTS), *map(arm.gained_per, COSTS))
+
+    caption = (
+        "What it cost: mean ± standard deviation [95 % t interval] over seeds, and points gained for it. What was "
+        "taken from the store counts as if it had been computed."
+    )
+    return Table("cost", caption, columns, tuple(map(row, found.arms)))
+
+
+def _comparisons(found: Findings) -> Table:
+    columns = (
+        Column("first"),
+        Column("second"),
+        Column("difference", 1, 100),
+        Column("only first right", 1),
+        Column("only second right", 1),
+        Column("p", 4),
+        Column("p (Holm)", 4),
+        Column("differ"),
+        Column("difference over seeds", 1, 100),
+        Column("p over seeds", 4),
+    )
+    n = found.study.num_questions
+    rows = (
+        (
+            *(each.first, each.second),
+            Estimate(each.difference, n, None, each.interval),
+            *(each.only_first, each.only_second, each.p, each.p_holm),
+            "yes" if each.p_holm <= ALPHA else "not shown",
+            *(each.over_seeds, each.p_over_seeds),
+        )
+        for each in found.comparisons
+    )
+    caption = (
+        f"Target after, first minus second, in points, on the same {n} private questions: [95 % paired bootstrap "
+        "interval] over questions; McNemar's exact test with one seed each, with several the sign-flip permutation "
+        f"test of which it is a case; Holm over the {len(found.comparisons)} pairs. These are about these very runs. "
+        "About the settings, over the seeds that both have: mean [95 % t interval] and paired t test, not corrected."
+    )
+    return Table("comparisons", caption, columns, tuple(rows))
+
+
+def failures(found: Findings) -> Table:
+    columns = ("arm", "question", "group", "runs wrong", "runs", "known before", "teacher", "target")
+    rows = (
+        (f.arm, f.question, f.group, f.wrong, f.n, "yes" if f.known_before else "no", f.teacher, f.target)
+        for f in found.failures
+    )
+    caption = "Held-out questions that the teacher gets right and the tuned target does not, by the question's id."
+    return Table("failures", caption, tuple(map(Column, columns)), tuple(rows))
+
+
+def examples(found: Findings) -> Table:
+    columns = (
+        *(Column("gap", 3), Column("base perplexity", 3), Column("teacher perplexity", 3)),
+        *map(Column, ("runs that kept it", "runs that scored it", "prompt", "response")),
+    )
+    rows = ((e.gap, e.base_ppl, e.teacher_ppl, e.kept, e.scored, e.prompt, e.response) for e in found.examples)
+    caption = "Every prompt that was scored, the widest gap first, and how many runs kept it."
+    return Table("examples", caption, columns, tuple(rows))
+
+
+def to_csv(table: Table) -> str:
+    """Whole numbers and texts; an estimate takes five columns."""
+    wide = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.columns))]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = ("", " sd", " low", " high", " n")
+    heads = [
+        [column.name + part for part in parts] if is_wide else [column.name]
+        for column, is_wide in zip(table.columns, wide, strict=True)
+    ]
+    writer.writerow([head for of_column in heads for head in of_column])
+    for row in table.rows:
+        cells: list[float | int | str | None] = []
+        for value, column, is_wide in zip(row, table.columns, wide, strict=True):
+            cells += _parts(value, column) if is_wide else [_scaled(value, column)]
+        writer.writerow(cells)
+    return out.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    heads = " | ".join(column.name for column in table.columns)
+    marks = "|".join("---" if _is_text(table, i) else "---:" for i in range(len(table.columns)))
+    lines = [f"| {heads} |", f"|{marks}|"]
+    for row in table.rows:
+        cells = (_shown(value, column) for value, column in zip(row, table.columns, strict=True))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return f"{table.caption}\n\n" + "\n".join(lines)
+
+
+def to_latex(table: Table) -> str:
+    """A ``table*`` that needs the package booktabs."""
+    kinds = "".join("l" if _is_text(table, i) else "r" for i in range(len(table.columns)))
+    lines = [
+        " & ".join(_tex(_shown(value, column)) for value, column in zip(row, table.columns, strict=True)) + r" \\"
+        for row in table.rows
+    ]
+    return "\n".join(
+        [
+            r"\begin{table*}\centering\small",
+            rf"\caption{{{_tex(table.caption)}}}",
+            rf"\begin{{tabular}}{{{kinds}}}\toprule",
+            " & ".join(_tex(column.name) for column in table.columns) + r" \\ \midrule",
+            *lines,
+            r"\bottomrule\end{tabular}\end{table*}",
+        ]
+    )
+
+
+def number(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}"
+
+
+def _shown(value: Value, column: Column) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Estimate):
+        scaled = value * column.factor
+        spread = "" if scaled.sd is None else f" ± {number(scaled.sd, column.digits)}"
+        low, high = scaled.interval or (None, None)
+        between = (
+            "" if low is None or high is None else f" [{number(low, column.digits)}, {number(high, column.digits)}]"
+        )
+        return number(scaled.mean, column.digits) + spread + between
+    return number(column.factor * value, column.digits)
+
+
+def _scaled(value: float | int | str | Estimate | None, column: Column) -> float | int | str | None:
+    if isinstance(value, Estimate):
+        return column.factor * value.mean
+    return value if value is None or isinstance(value, str) or column.factor == 1 else column.factor * value
+
+
+def _parts(value: Value, column: Column) -> list[float | int | str | None]:
+    if not isinstance(value, Estimate):
+        return [_scaled(value, column), None, None, None, None]
+    scaled = value * column.factor
+    return [scaled.mean, scaled.sd, *(scaled.interval or (None, None)), scaled.n]
+
+
+def _is_text(table: Table, place: int) -> bool:
+    return any(isinstance(row[place], str) for row in table.rows)
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {each: f"\\{each}" for each in "&%$#_{}"}
+    special |= {"±": r"$\pm$", "−": "$-$", "–": "--", "→": r"$\to$"}
+    return "".join(special.get(character, character) for character in text)

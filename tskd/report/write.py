@@ -1,0 +1,69 @@
+"""The files of a report."""
+
+from pathlib import Path
+
+from tskd import artifacts
+from tskd.report import figures, findings, tables
+from tskd.report.findings import Findings
+from tskd.report.runs import Collection, Study
+from tskd.report.tables import Table
+
+FEW = 5  # examples of each kind in the Markdown
+
+
+def write(collection: Collection, out: Path) -> list[Path]:
+    """Everything about the runs, in ``out``; comes back as the files that a reader begins with."""
+    found = [findings.of(study) for study in collection.studies]
+    folders = [out] if len(found) == 1 else [out / _folder(each.study) for each in found]
+    parts = ["# Report", _about(collection)]
+    for each, folder in zip(found, folders, strict=True):
+        made = tables.of(each)
+        for table in [*made, tables.failures(each), tables.examples(each)]:
+            artifacts.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
+        artifacts.write_text(folder / "tables.tex", "\n\n".join(map(tables.to_latex, made)) + "\n")
+        drawn = figures.of(each)
+        for name, draw in drawn.items():
+            figures.save(draw, folder / "figures", name)
+        where = (folder / "figures").relative_to(out)
+        parts += [f"## {each.study.name}", *map(_section, made), *(f"![{name}]({where}/{name}.png)" for name in drawn)]
+    artifacts.write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+    artifacts.write_text(out / "examples.md", "\n\n".join(["# Examples", *map(_examples, found)]) + "\n")
+    return [out / "report.md", out / "examples.md"]
+
+
+def _folder(study: Study) -> str:
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in study.name)
+
+
+def _about(collection: Collection) -> str:
+    runs = [run for study in collection.studies for arm in study.arms for run in arm.runs]
+    devices = sorted({str(run.provenance.get("device", "unknown")) for run in runs})
+    said = f"{len(runs)} completed runs, made on {', '.join(devices)}."
+    if collection.left_out:
+        said += "\n\nSaid of the runs:\n\n" + "\n".join(f"- {each}" for each in collection.left_out)
+    return said
+
+
+def _section(table: Table) -> str:
+    return f"### {table.name.capitalize()}\n\n{tables.to_markdown(table)}"
+
+
+def _examples(found: Findings) -> str:
+    """The widest gaps, those nearest to being kept or dropped, the narrowest; and what the target gets wrong."""
+    kept = [example for example in found.examples if example.kept]
+    dropped = [example for example in found.examples if not example.kept]
+    kinds = {
+        "Kept, the widest gaps": kept[:FEW],
+        "Kept, the narrowest gaps": kept[-FEW:],
+        "Kept by no run, the widest gaps": dropped[:FEW],
+        "Kept by no run, the narrowest gaps": dropped[-FEW:],
+    }
+    parts = [f"## {found.study.name}"]
+    for kind, few in kinds.items():
+        table = tables.examples(Findings(found.study, (), (), (), tuple(few)))
+        of_all = len(kept if kind.startswith("Kept,") else dropped)
+        parts.append(f"### {kind} ({len(few)} of {of_all})\n\n{tables.to_markdown(table)}")
+    few_failures = Findings(found.study, (), (), found.failures[: 4 * FEW], ())
+    table = tables.failures(few_failures)
+    parts.append(f"### Failures ({len(few_failures.failures)} of {len(found.failures)})\n\n{tables.to_markdown(table)}")
+    return "\n\n".join(parts)
