@@ -167,4 +167,4 @@ def test_the_graders_process_sees_no_keys(monkeypatch, recorded):
 def test_voices_are_those_that_the_grid_reads():
     from tskd.report import grid
 
-    assert grid.VOICES == VOICES[1:]
+    assert grid.TRANSFER == VOICES[1:]

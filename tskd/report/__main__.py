@@ -3,11 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from tskd.errors import TskdError
-from tskd.report import runs
+from tskd.report import check_installed, runs
 
 PRIVATE = "examples.* and failures.csv hold prompts and responses: keep them as safe as the runs. The rest is numbers."
 
@@ -32,7 +31,7 @@ def _report(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or sweeps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report in the first folder)")
     given = parser.parse_args(arguments)
-    _check_installed()
+    check_installed()
     from tskd.report.write import write
 
     collection = runs.collect(given.folders)
@@ -52,12 +51,6 @@ def _grid(arguments: Sequence[str]) -> None:
     from tskd.report import grid  # needs the models' code; the rest of a report reads files
 
     print(grid.grid(given.folders))
-
-
-def _check_installed() -> None:
-    for package in ("matplotlib", "sacrebleu", "scipy", "statsmodels"):
-        if find_spec(package) is None:
-            raise TskdError(f"A report needs {package}, which is not installed: pip install 'tskd[report]'.")
 
 
 if __name__ == "__main__":

@@ -166,6 +166,17 @@ def runs_in(folder: Path) -> Iterator[FinishedRun]:
         yield _run(file)
 
 
+def one(folder: Path) -> FinishedRun:
+    """The run in this very folder. Raises ``RunFolderError`` where it is not whole, or not completed."""
+    if not (file := folder / "config.yaml").is_file():
+        raise RunFolderError(f"There is no run in {folder}: it has no {file.name}.")
+    run = _run(file)
+    if run.status != "completed":
+        raise RunFolderError(f"The run in {folder} is {run.status}. Go on with `python -m tskd.run resume={folder}`.")
+    run.check()
+    return run
+
+
 def collect(folders: Sequence[Path]) -> Collection:
     """The completed runs in these folders and below. Raises ``RunFolderError`` where there is none."""
     said: list[str] = []
