@@ -5,10 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tskd.errors import TskdError
-from tskd.report import check_installed, runs
+from rich.console import Console
 
-PRIVATE = "examples.* and failures.csv hold prompts and responses: keep them as safe as the runs. The rest is numbers."
+from tskd.errors import TskdError
+from tskd.report import check_installed, runs, watch
+
+PRIVATE = (
+    "report.html, examples.* and failures.csv hold prompts and responses: keep them as safe as the runs. "
+    "The rest is numbers."
+)
 
 
 def main() -> None:
@@ -25,12 +30,17 @@ def main() -> None:
 def _report(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tskd.report",
-        description="Tables (Markdown, LaTeX, CSV) and figures (PNG, SVG) of finished runs, from their folders alone.",
+        description="Tables (Markdown, LaTeX, CSV), figures (PNG, SVG) and a page (HTML) of finished runs, from their "
+        "folders alone.",
         epilog="python -m tskd.report grid [DIR …]: the published tables, beside what runs have reached.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or sweeps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report in the first folder)")
+    parser.add_argument("--watch", action="store_true", help="show the jobs while they run, and write nothing")
     given = parser.parse_args(arguments)
+    if given.watch:
+        watch.watch(given.folders, Console(highlight=False))
+        return
     check_installed()
     from tskd.report.write import write
 

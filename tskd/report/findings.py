@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -82,16 +82,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its response, in how many of the runs that scored it they were kept, and the arms that kept it."""
+    """A prompt and its response, and in how many of the runs that scored it they were kept."""
 
     prompt: str
     response: str
     base_ppl: float
     teacher_ppl: float
     gap: float
-    kept: int
-    scored: int
-    arms: tuple[str, ...]
+    kept: int = 0
+    scored: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,20 +193,14 @@ def _failures(study: Study) -> Iterable[Failure]:
 
 def _examples(study: Study) -> Iterable[Example]:
     """The widest gap first."""
-    scored: Counter[tuple[str, str, float, float]] = Counter()
-    kept: Counter[tuple[str, str, float, float]] = Counter()
-    arms: dict[tuple[str, str, float, float], dict[str, None]] = {}
-    perplexities: dict[tuple[str, str, float, float], tuple[float, float, float]] = {}
-    for arm in study.arms:
-        for run in arm.runs:
-            for was_kept, examples in ((True, run.kept), (False, run.dropped)):
-                for example in examples:
-                    said = example.response
-                    key = (said.prompt.text, said.text, example.base_nll, example.teacher_nll)
-                    perplexities[key] = example.base_ppl, example.teacher_ppl, example.gap
-                    scored[key] += 1
-                    if was_kept:
-                        kept[key] += 1
-                        arms.setdefault(key, {})[arm.label] = None
-    for key in sorted(scored, key=lambda key: -perplexities[key][2]):
-        yield Example(*key[:2], *perplexities[key], kept[key], scored[key], tuple(arms.get(key, ())))
+    sides = ((run.kept, 1) if kept else (run.dropped, 0) for arm in study.arms for run in arm.runs for kept in (1, 0))
+    scored: Counter[Example] = Counter()
+    kept: Counter[Example] = Counter()
+    for examples, counts in sides:
+        for each in examples:
+            said = each.response
+            key = Example(said.prompt.text, said.text, each.base_ppl, each.teacher_ppl, each.gap)
+            scored[key] += 1
+            kept[key] += counts
+    for key in sorted(scored, key=lambda key: -key.gap):
+        yield replace(key, kept=kept[key], scored=scored[key])

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +153,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Collection:
+class Collected:
     """``left_out`` says of each run that does not count why, and of each that counts what is odd about it."""
 
     studies: tuple[Study, ...]
@@ -162,34 +162,33 @@ class Collection:
 
 def runs_in(folder: Path) -> Iterator[FinishedRun]:
     """All runs in a folder and below. Raises ``RunFolderError`` where there is none, or a file is damaged."""
-    for file in _configurations(folder):
-        yield _run(file)
+    yield from map(_run, _folders(folder))
 
 
 def one(folder: Path) -> FinishedRun:
     """The run in this very folder. Raises ``RunFolderError`` where it is not whole, or not completed."""
     if not (file := folder / "config.yaml").is_file():
         raise RunFolderError(f"There is no run in {folder}: it has no {file.name}.")
-    run = _run(file)
+    run = _run(folder)
     if run.status != "completed":
         raise RunFolderError(f"The run in {folder} is {run.status}. Go on with `python -m tskd.run resume={folder}`.")
     run.check()
     return run
 
 
-def collect(folders: Sequence[Path]) -> Collection:
+def collect(folders: Sequence[Path]) -> Collected:
     """The completed runs in these folders and below. Raises ``RunFolderError`` where there is none."""
     said: list[str] = []
     whole: list[FinishedRun] = []
-    for file in dict.fromkeys(file.resolve() for folder in folders for file in _configurations(folder)):
+    for each in dict.fromkeys(found.resolve() for folder in folders for found in _folders(folder)):
         try:
-            run = _run(file)
+            run = _run(each)
             if run.status != "completed":
-                said.append(f"{run.folder} is {run.status}" + (f": {run.error}" if run.error else "") + ".")
+                said.append(f"{run.folder} is {run.status}" + (f": {run.error}" * bool(run.error)) + ".")
                 continue
             run.check()
         except RunFolderError as error:
-            said.append(f"{file.parent} is damaged. {str(error).rstrip('.')}.")
+            said.append(f"{each} is damaged. {str(error).rstrip('.')}.")
             continue
         whole.append(run)
     if not whole:
@@ -203,7 +202,7 @@ def collect(folders: Sequence[Path]) -> Collection:
             "each has tables of its own, and nothing is averaged or compared across them."
         )
     studies = [Study(_task(runs[0]), _arms(_of_one_version(runs, said), said)) for runs in by_questions.values()]
-    return Collection(tuple(_with_names_apart(sorted(studies, key=lambda study: study.name))), tuple(said))
+    return Collected(tuple(_with_names_apart(sorted(studies, key=lambda study: study.name))), tuple(said))
 
 
 def flat(node: Any) -> Settings:
@@ -219,25 +218,30 @@ def flat(node: Any) -> Settings:
     return dict(leaves(OmegaConf.to_container(node, resolve=True), ""))
 
 
-def _configurations(folder: Path) -> list[Path]:
-    """Hydra and W&B keep files of the same name, which are not the run's own."""
-    files = [
-        file for file in sorted(folder.rglob("config.yaml")) if not {".hydra", "wandb"} & {*file.parent.parts[-3:]}
-    ]
-    if not files:
+def _folders(folder: Path) -> list[Path]:
+    """Those of runs, in and below a folder: of jobs that ended before they had a configuration, too."""
+    found = []
+    for file in sorted(folder.rglob("config.yaml")):  # Hydra's own and W&B's have the same name
+        if file.parent.name == ".hydra":
+            job = file.parents[1]
+            if not (job / "config.yaml").is_file() and _read(job / "status.json").get("status") != "completed":
+                found.append(job)  # a job that made a teacher has none either, and is no run
+        elif "wandb" not in file.parts[-4:]:
+            found.append(file.parent)
+    if not found:
         raise RunFolderError(f"There is no run in {folder}; give folders of runs or sweeps.")
-    return files
+    return found
 
 
-def _run(file: Path) -> FinishedRun:
+def _run(folder: Path) -> FinishedRun:
+    file = folder / "config.yaml"
     try:
-        settings = flat(OmegaConf.load(file))
+        settings = flat(OmegaConf.load(file)) if file.is_file() else {}
     except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
         raise RunFolderError(f"{file} is no configuration: {' '.join(str(error).split())[:200]}") from error
-    result, status = (_read(file.with_name(name)) for name in ("result.json", "status.json"))
-    return FinishedRun(
-        file.parent, settings, result, status.get("status", "unfinished"), str(status.get("error", "")).rstrip(".")
-    )
+    result, status = (_read(folder / name) for name in ("result.json", "status.json"))
+    said = str(status.get("error", "")).rstrip(".")
+    return FinishedRun(folder, settings, result, status.get("status", "unfinished"), said)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -302,21 +306,24 @@ def _arms(runs: Sequence[FinishedRun], said: list[str]) -> tuple[Arm, ...]:
             said.append(f"{same[run.seed].folder} was run again in {run.folder}; the later one counts.")
         same[run.seed] = run
     groups = [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in by_settings.values()]
-    labels = _labels([group[0] for group in groups])
-    arms = [Arm(label, group[0].settings, group) for label, group in zip(labels, groups, strict=True)]
+    named = zip(labels([group[0] for group in groups], (SEED,)), groups, strict=True)
+    arms = [Arm(label, group[0].settings, group) for label, group in named]
     return tuple(sorted(arms, key=lambda arm: _natural(arm.label)))
 
 
-def _labels(runs: Sequence[FinishedRun]) -> list[str]:
-    """What sets each apart from the others: overrides, and where these do not tell, settings."""
-    given = dict.fromkeys(name for run in runs for name in run.overrides if name not in {SEED, *INDIFFERENT})
+def labels(runs: Sequence[FinishedRun], apart: Collection[str] = ()) -> list[str]:
+    """What sets each apart from the others: overrides, and where these do not tell, settings.
+
+    ``apart`` are names that do not count.
+    """
+    given = dict.fromkeys(name for run in runs for name in run.overrides if name not in {*apart, *INDIFFERENT})
     told = [name for name in given if len({_setting(run, name) for run in runs}) > 1]
-    labels = [", ".join(f"{name}={_setting(run, name)}" for name in told) for run in runs]
-    if len(set(labels)) < len(runs):
-        names = sorted({name for run in runs for name in run.settings} - {SEED} - INDIFFERENT)
+    named = [", ".join(f"{name}={_setting(run, name)}" for name in told) for run in runs]
+    if len(set(named)) < len(runs):
+        names = sorted({name for run in runs for name in run.settings} - {*apart} - INDIFFERENT)
         told = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
-        labels = [", ".join(f"{name}={run.settings.get(name)}" for name in told) for run in runs]
-    return [label or "as configured" for label in labels]
+        named = [", ".join(f"{name}={run.settings.get(name)}" for name in told) for run in runs]
+    return [label or "as configured" for label in named]
 
 
 def _setting(run: FinishedRun, name: str) -> str:

@@ -176,30 +176,26 @@ def to_csv(table: Table) -> str:
     ]
     writer.writerow([head for of_column in heads for head in of_column])
     for row in table.rows:
-        cells: list[float | int | str | None] = []
+        values: list[float | int | str | None] = []
         for value, column, is_wide in zip(row, table.columns, wide, strict=True):
-            cells += _parts(value, column) if is_wide else [_scaled(value, column)]
-        writer.writerow(cells)
+            values += _parts(value, column) if is_wide else [_scaled(value, column)]
+        writer.writerow(values)
     return out.getvalue()
 
 
 def to_markdown(table: Table) -> str:
     heads = " | ".join(column.name for column in table.columns)
-    marks = "|".join("---" if _is_text(table, i) else "---:" for i in range(len(table.columns)))
+    marks = "|".join("---" if is_text(table, i) else "---:" for i in range(len(table.columns)))
     lines = [f"| {heads} |", f"|{marks}|"]
-    for row in table.rows:
-        cells = (_shown(value, column) for value, column in zip(row, table.columns, strict=True))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    for row in cells(table):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
     return f"{table.caption}\n\n" + "\n".join(lines)
 
 
 def to_latex(table: Table) -> str:
     """A ``table*`` that needs the package booktabs."""
-    kinds = "".join("l" if _is_text(table, i) else "r" for i in range(len(table.columns)))
-    lines = [
-        " & ".join(_tex(_shown(value, column)) for value, column in zip(row, table.columns, strict=True)) + r" \\"
-        for row in table.rows
-    ]
+    kinds = "".join("l" if is_text(table, i) else "r" for i in range(len(table.columns)))
+    lines = [" & ".join(map(_tex, row)) + r" \\" for row in cells(table)]
     return "\n".join(
         [
             r"\begin{table*}\centering\small",
@@ -210,6 +206,11 @@ def to_latex(table: Table) -> str:
             r"\bottomrule\end{tabular}\end{table*}",
         ]
     )
+
+
+def cells(table: Table) -> list[list[str]]:
+    """Each row as it is shown to people."""
+    return [[_shown(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
 
 
 def number(value: float, digits: int) -> str:
@@ -245,7 +246,7 @@ def _parts(value: Value, column: Column) -> list[float | int | str | None]:
     return [scaled.mean, scaled.sd, *(scaled.interval or (None, None)), scaled.n]
 
 
-def _is_text(table: Table, place: int) -> bool:
+def is_text(table: Table, place: int) -> bool:
     return any(isinstance(row[place], str) for row in table.rows)
 
 

@@ -3,21 +3,22 @@
 from pathlib import Path
 
 from tskd import artifacts
-from tskd.report import figures, findings, tables
+from tskd.report import figures, findings, page, tables
 from tskd.report.findings import Findings
-from tskd.report.runs import Collection, Study
+from tskd.report.runs import Collected, Study
 from tskd.report.tables import Table
 
 FEW = 5  # examples of each kind in the Markdown
 
 
-def write(collection: Collection, out: Path) -> list[Path]:
+def write(collected: Collected, out: Path) -> list[Path]:
     """Everything about the runs, in ``out``; comes back as the files that a reader begins with."""
-    found = [findings.of(study) for study in collection.studies]
+    found = [findings.of(study) for study in collected.studies]
     folders = [out] if len(found) == 1 else [out / _folder(each.study) for each in found]
-    parts = ["# Report", _about(collection)]
-    for each, folder in zip(found, folders, strict=True):
-        made = tables.of(each)
+    about = [_runs(collected), *collected.left_out]
+    parts = ["# Report", "\n".join(f"- {line}" for line in about)]
+    studies = [(each, tables.of(each), folder) for each, folder in zip(found, folders, strict=True)]
+    for each, made, folder in studies:
         for table in [*made, tables.failures(each), tables.examples(each)]:
             artifacts.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
         artifacts.write_text(folder / "tables.tex", "\n\n".join(map(tables.to_latex, made)) + "\n")
@@ -26,22 +27,20 @@ def write(collection: Collection, out: Path) -> list[Path]:
             figures.save(draw, folder / "figures", name)
         where = (folder / "figures").relative_to(out)
         parts += [f"## {each.study.name}", *map(_section, made), *(f"![{name}]({where}/{name}.png)" for name in drawn)]
-    artifacts.write_text(out / "report.md", "\n\n".join(filter(None, parts)) + "\n")
+    artifacts.write_text(out / "report.md", "\n\n".join(parts) + "\n")
     artifacts.write_text(out / "examples.md", "\n\n".join(["# Examples", *map(_examples, found)]) + "\n")
-    return [out / "report.md", out / "examples.md"]
+    artifacts.write_text(out / "report.html", page.page(about, studies))
+    return [out / name for name in ("report.md", "examples.md", "report.html")]
 
 
 def _folder(study: Study) -> str:
     return "".join(c if c.isalnum() or c in "_-" else "_" for c in study.name)
 
 
-def _about(collection: Collection) -> str:
-    runs = [run for study in collection.studies for arm in study.arms for run in arm.runs]
+def _runs(collected: Collected) -> str:
+    runs = [run for study in collected.studies for arm in study.arms for run in arm.runs]
     devices = sorted({str(run.provenance.get("device", "unknown")) for run in runs})
-    said = f"{len(runs)} completed runs, made on {', '.join(devices)}."
-    if collection.left_out:
-        said += "\n\nSaid of the runs:\n\n" + "\n".join(f"- {each}" for each in collection.left_out)
-    return said
+    return f"{len(runs)} completed runs, made on {', '.join(devices)}."
 
 
 def _section(table: Table) -> str:
