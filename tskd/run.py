@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,9 +39,11 @@ from tskd.tuneshift import tuneshift
 
 log = logging.getLogger(__name__)
 RESUMING = ("resume", "sweep.resume")
+Outcome = TypeVar("Outcome")
+OBJECTIVE = "eval/accuracy"  # conf/hydra/sweeper/search.yaml and experiments/wandb_sweep.yaml say the same
 
 
-def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
+def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Row:
     """One run from its resolved configuration to its result, going on from what ``folder`` already holds."""
     files = artifacts.RunFolder(folder)
 
@@ -106,6 +108,7 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> None:
     accuracies = {**before, "target after": after} if after else {}
     files.close()
     console.outcome(accuracies, result, folder, history[-1].adapter.path)
+    return result
 
 
 def evaluation_metrics(before: Mapping[str, Mapping[str, Accuracy]], after: Mapping[str, Accuracy]) -> Row:
@@ -167,26 +170,30 @@ def _check_is_the_same(cfg: Mapping[str, Any], folder: Path) -> None:
 
 
 @hydra.main(version_base="1.3", config_path=config.folder(), config_name="config")
-def _hydra_job(cfg: DictConfig) -> None:
+def _hydra_job(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     is_sweep = hydra_config.mode == RunMode.MULTIRUN
     if is_sweep and jobs.completed(folder):
         log.info("%s was completed before.", folder.name)
-        return
+        return artifacts.read_json(dict, folder / "result.json").get(OBJECTIVE)
     group = Path(hydra_config.sweep.dir if is_sweep else folder).resolve().name
-    with_status(folder, lambda: job(resolved(cfg, is_sweep), folder, group, "sweep-job" if is_sweep else "run"))
+    result = with_status(
+        folder, lambda: job(resolved(cfg, is_sweep), folder, group, "sweep-job" if is_sweep else "run")
+    )
+    return None if result is None else result.get(OBJECTIVE)  # what a search makes as high as it can
 
 
-def with_status(folder: Path, work: Callable[[], None]) -> None:
-    """Do ``work`` and note how it ended. An ordinary failure is noted, not raised: the next job of a sweep goes on."""
+def with_status(folder: Path, work: Callable[[], Outcome]) -> Outcome | None:
+    """What ``work`` gives, and a note of how it ended. An ordinary failure is noted, not raised, and gives ``None``:
+    the next job of a sweep goes on."""
     # Under torchrun every process gets each signal, some of them twice; there they end as they would without this.
     signals = stopping.heeding_signals() if workers.count() == 1 else nullcontext()
     with jobs.alone(folder), signals:
         try:
             jobs.record_start(folder)
             stopping.check()
-            work()
+            outcome = work()
         except (OutOfTime, stopping.Interrupted) as reason:
             jobs.record_stop(folder, reason)
             if isinstance(reason, stopping.Interrupted):
@@ -198,6 +205,8 @@ def with_status(folder: Path, work: Callable[[], None]) -> None:
             raise
         else:
             jobs.record_success(folder)
+            return outcome
+    return None
 
 
 def resume(folder: Path, overrides: Sequence[str]) -> None:
