@@ -5,6 +5,7 @@
     iteration_0/screened.jsonl        those of them that were not worth an answer, where a screen says so
     iteration_0/{responses,scored,kept,dropped}.jsonl, and selection.json: the threshold that decided
     iteration_0/adapter/              PEFT format, and iteration_0/adapter.json: what was trained, if anything was
+    discriminator/                    its adapter, where selection asks a discriminator
     evaluation/{base,teacher,target,iteration_0}.jsonl   each held-out question's answer, graded
     evalplus/                         EvalPlus's numbers, where they were asked for (``tskd.evalplus``)
     metrics.jsonl                     one row per finished iteration
