@@ -16,8 +16,8 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from tests.fabricated_runs import write_run, write_sweep
-from tskd.errors import RunFolderError
-from tskd.report import diversity, figures, findings, runs, statistics, tables
+from tskd.errors import RunFolderError, TskdError
+from tskd.report import check_installed, diversity, figures, findings, runs, statistics, tables
 from tskd.report.write import write
 
 ROOT = Path(__file__).parents[2]
@@ -324,3 +324,18 @@ def test_the_command_says_where_the_private_texts_are_and_an_empty_folder_is_one
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
     assert "There is no run in" in done.stderr
+
+
+def test_of_very_many_arms_each_is_compared_with_the_first_and_that_is_said(tmp_path):
+    for number in range(11):
+        write_run(tmp_path / f"{number}", [f"threshold={number}"], threshold=number, questions=20, prompts=5)
+    found = findings.of(runs.collect([tmp_path]).studies[0])
+    assert {"threshold=0"} == {comparison.first for comparison in found.comparisons}
+    assert 10 == len(found.comparisons)
+    assert "the 10 pairs with threshold=0." in tables.of(found)[-1].caption
+
+
+def test_what_a_report_needs_and_is_not_installed_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr("tskd.report.find_spec", lambda package: None if package == "statsmodels" else package)
+    with pytest.raises(TskdError, match=r"needs statsmodels, which is not installed: pip install 'tskd\[report\]'"):
+        check_installed()

@@ -264,7 +264,7 @@ def _of_one_version(runs: Sequence[FinishedRun], said: list[str]) -> list[Finish
     new = {
         name: found[0]
         for name, found in values.items()
-        if len(found) == 1 and name not in INDIFFERENT and not any(name.startswith(each) for each in given | classes)
+        if len(found) == 1 and name not in INDIFFERENT and not any(_within(name, each) for each in given | classes)
     }
     completed = []
     for run in runs:
@@ -273,7 +273,8 @@ def _of_one_version(runs: Sequence[FinishedRun], said: list[str]) -> list[Finish
             said.append(
                 f"{run.folder} is of another version, without {_listed(sorted(lacking))}: taken to be as in the others."
             )
-        completed.append(replace(run, settings={**run.settings, **lacking}))
+            run = replace(run, settings={**run.settings, **lacking})
+        completed.append(run)  # as it is wherever it can be: a new one would be read again
     return completed
 
 
@@ -334,8 +335,8 @@ def _setting(run: FinishedRun, name: str) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
     if name in run.overrides:
         return run.overrides[name]
-    named = settings.get(f"{name}.checkpoint.name") or settings.get(f"{name}._target_", "default")
-    return str(named).rpartition(".")[2]
+    made = str(settings.get(f"{name}._target_", "default")).rpartition(".")[2]
+    return str(settings.get(f"{name}.checkpoint.name", made))
 
 
 def _natural(text: str) -> list[tuple[bool, float, str]]:

@@ -88,7 +88,7 @@ def paired_test(first: Values, second: Values) -> float:
         return mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
     return float(
         stats.permutation_test(
-            (difference,),
+            (difference[difference != 0],),  # the others have no sign
             np.mean,
             permutation_type="samples",
             vectorized=True,

@@ -135,11 +135,13 @@ def _comparisons(found: Findings) -> Table:
         )
         for each in found.comparisons
     )
+    firsts = {each.first for each in found.comparisons}
+    few = f" with {firsts.pop()}" if len(found.arms) > 2 and len(firsts) == 1 else ""  # too many arms for all pairs
     caption = (
         f"Target after, first minus second, in points, on the same {n} private questions: [95 % paired bootstrap "
         "interval] over questions; McNemar's exact test with one seed each, with several the sign-flip permutation "
-        f"test of which it is a case; Holm over the {len(found.comparisons)} pairs. These are about these very runs. "
-        "About the settings, over the seeds that both have: mean [95 % t interval] and paired t test, not corrected."
+        f"test of which it is a case; Holm over the {len(found.comparisons)} pairs{few}. These are about these very "
+        "runs. About the settings, over the seeds that both have: mean [95 % t interval], paired t test, not corrected."
     )
     return Table("comparisons", caption, columns, tuple(rows))
 
