@@ -146,7 +146,8 @@ def perplexities(found: Findings) -> Figure:
             pairs = {(e.base_ppl, e.teacher_ppl) for e in of_arm if np.isfinite([e.base_ppl, e.teacher_ppl]).all()}
             if pairs:
                 base, teacher = zip(*sorted(pairs), strict=True)
-                axes.scatter(base, teacher, s=5, linewidths=0.4, alpha=0.7, rasterized=True, **look)
+                size = float(np.clip(2000 / len(pairs), 0.5, 5))  # where there are many, so that they stay points
+                axes.scatter(base, teacher, s=size, linewidths=min(0.4, size / 5), alpha=0.7, rasterized=True, **look)
         axes.set_xscale("log")
         axes.set_yscale("log")
         high = max(axes.get_ylim()[1], 2.2)

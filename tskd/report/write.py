@@ -48,7 +48,7 @@ def _section(table: Table) -> str:
 
 
 def _examples(found: Findings) -> str:
-    """The widest gaps, those nearest to being kept or dropped, the narrowest; and what the target gets wrong."""
+    """The widest and the narrowest gaps on both sides, and what the target gets wrong."""
     kept = [example for example in found.examples if example.kept]
     dropped = [example for example in found.examples if not example.kept]
     kinds = {
