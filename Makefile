@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline
 
-.PHONY: demo install test check atlas clean
+.PHONY: demo install test check soak atlas clean
 
 demo: install  ## the main job on the embedded world
 	$(BIN)/python -m tskd.run
@@ -26,6 +26,9 @@ check: install  ## what CI runs: style, types, layers, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
+
+soak: install  ## the slow tests: runs and sweeps killed at random moments
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m slow
 
 atlas: install  ## remake the embedded world
 	$(BIN)/python experiments/atlas/build.py

@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from tskd import artifacts, config, console
+from tskd import artifacts, config, console, stopping
 from tskd.compose import build
 from tskd.errors import ConfigError
 from tskd.modules import workers
@@ -29,6 +29,7 @@ def _hydra_job(cfg: DictConfig) -> None:
 def teach(cfg: DictConfig, folder: Path) -> None:
     """Make the teacher that ``cfg`` describes, or find it made; its card is the result in ``folder``."""
     run = build(resolved(cfg), folder)
+    stopping.after(run.settings.max_hours)
     if not isinstance(run.task, Benchmark) or "lora" not in run.settings.teacher:
         raise ConfigError("`tskd.teach` makes the teacher that `teacher=finetuned` describes; leave it at that.")
     run.base.weights.check_loadable()

@@ -115,7 +115,7 @@ def test_a_training_goes_on_after_its_last_epoch(neox, trainer, tmp_path, breaki
     def trained(name, journal):
         weights = tiny.weights(neox)
         texts = [encode_response(LanguageModel(weights), r.prompt, r.text, finished=True) for r in RESPONSES]
-        loss = finetune(
+        told = finetune(
             weights,
             texts,
             settings,
@@ -126,7 +126,7 @@ def test_a_training_goes_on_after_its_last_epoch(neox, trainer, tmp_path, breaki
             replay=texts[::-1],
             log_step=lambda step, _: logged.append(step),
         )
-        return loss, (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        return told, (tmp_path / name / "adapter_model.safetensors").read_bytes()
 
     logged = []
     whole = trained("whole", None)
@@ -139,6 +139,8 @@ def test_a_training_goes_on_after_its_last_epoch(neox, trainer, tmp_path, breaki
     assert whole == trained("other", journal)
     assert logged == list(range(at - at % 3, 9)) == [at - at % 3 + step for step in range(len(steps))]
     assert 1 == len(list(journal.folder.iterdir()))
+    breaking(Finetuner, "accumulate", 0)  # of one that is over, nothing is done again
+    assert whole == trained("again", journal)
 
 
 def test_a_damaged_checkpoint_is_not_taken(tmp_path):

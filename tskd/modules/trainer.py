@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pydantic import PositiveInt
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -153,6 +154,13 @@ class _Bar(pl.Callback):
         self._bar = tqdm(desc=module.label, total=total, unit=unit, leave=False, dynamic_ncols=True)
 
 
+class _InPlace(TorchCheckpointIO):
+    """Checkpoints are written where they belong; Lightning's are in memory and in the temporary folder before that."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        torch.save(checkpoint, path)
+
+
 class _EachEpoch(pl.Callback):
     """A checkpoint in the journal after each epoch; one process writes it, for all hold the same."""
 
@@ -283,7 +291,7 @@ class LightningTrainer:
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=self._devices(),
-            plugins=[LightningEnvironment()],  # each process is a whole Trainer of its own
+            plugins=[LightningEnvironment(), _InPlace()],  # each process is a whole Trainer of its own
             precision=self.precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
