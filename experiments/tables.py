@@ -95,6 +95,36 @@ def expansion_table() -> str:
     return "\n".join(lines)
 
 
+def auto_threshold_table() -> str:
+    """`threshold=auto` among fixed ones, in the embedded world."""
+    rows = {threshold: f"threshold={threshold}" for threshold in ("auto", "0", "0.5", "1.5", "4", "16", "64")}
+    return sweep_table("atlas_auto_threshold", {label: {override} for label, override in rows.items()}, "threshold")
+
+
+def sweep_table(name: str, rows: dict[str, set[str]], label: str) -> str:
+    """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
+    columns = {
+        "seeds": "",
+        "target after": "eval/accuracy",
+        "kept": "select/kept",
+        "precision": "select/precision",
+        "recall": "select/recall",
+        "tokens trained": "cost/trained_tokens",
+    }
+    results = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = [f"| {label} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for row, overrides in rows.items():
+        found = [result for job, result in results.items() if overrides <= set(job.split(","))]
+        cells = [_mean([result[key] for result in found]) for key in list(columns.values())[1:]]
+        lines.append(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    form = ".3f" if max(values) <= 1 else ",.0f"
+    return f"{fmean(values):{form}} ± {stdev(values):{form}}"
+
+
 def _spread(values: list[float]) -> str:
     """Mean, and the values that it is of: with two seeds, a standard deviation would say less."""
     if not values:
@@ -111,5 +141,8 @@ def _show(value: float) -> str:
 
 
 if __name__ == "__main__":
-    tables = (default_table, threshold_table, replay_table, expansion_table, transfer_table, teacher_table)
+    tables = (
+        *(default_table, threshold_table, auto_threshold_table, replay_table, expansion_table),
+        *(transfer_table, teacher_table),
+    )
     print("\n\n".join(table() for table in tables))
