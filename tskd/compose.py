@@ -1,8 +1,9 @@
 """From a resolved configuration to the objects that it names, checked against each other. Loads no weights."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,36 +75,45 @@ class Run:
 
     def check_models(self) -> None:
         """Raise ``ModelError`` where one cannot be loaded, has no room, or the adapter does not belong to the base."""
-        for model in self.models.values():
-            model.weights.check_loadable()
+        for check in self.checks():
+            check()
+
+    def checks(self) -> Iterator[Callable[[], Any]]:
+        """What ``check_models`` does, one after another, so that all that is wrong can be gathered.
+
+        The last ones are of lengths: what is known before the run must fit each model that reads it.
+        """
+        yield from (model.weights.check_loadable for model in self.models.values())
         for stage in (self.stages.screen, self.stages.score, self.stages.train):
             if (check := getattr(stage, "check_models", None)) is not None:
-                check()
+                yield check
         if (check := getattr(self.trainer.engine, "check", None)) is not None:
             made: list[Any] = [] if self.teacher_to_make is None else [self.teacher_to_make]
             models = [model for role, model in self.models.items() if role != "teacher" or not made]
             recipes = [each for each in (self.stages.train, *made) if hasattr(each, "lora")]
-            check(models, max((recipe.lora.rank for recipe in recipes), default=1))
-        if self.teacher.adapter is not None and self.teacher_to_make is None:
-            self.base.weights.check_adapter(self.teacher.adapter, bool(self.settings.teacher.get("same_base", True)))
-        self._check_lengths()
-
-    def _check_lengths(self) -> None:
-        """What is known before the run must fit each model that reads it: seeds, requests for more, questions."""
-        room = self.settings.task["response_tokens"]
-        for model in (self.base, self.reference, self.teacher, self.target):
-            longest = max(len(encode_prefix(model, model.template.prefix(seed))) for seed in self.seeds)
-            check_context(model, longest + room, f"The longest seed, with a response of {room} tokens,")
+            yield partial(check, models, max((recipe.lora.rank for recipe in recipes), default=1))
+        yield self.check_adapter
+        readers = {model.weights: model for model in (self.base, self.reference, self.teacher, self.target)}
+        yield from (partial(self._check_seeds, model) for model in readers.values())
         if (check := getattr(self.stages.expand, "check_lengths", None)) is not None:
-            check(self.seeds)
-        for model in (self.base, self.teacher, self.target):
-            self.evaluator.check_lengths(model)
+            yield partial(check, self.seeds)
+        yield from (partial(self.evaluator.check_lengths, model) for model in (self.base, self.teacher, self.target))
+
+    def check_adapter(self) -> None:
+        """Raise ``ModelError`` where the teacher's adapter is there and does not belong to the base."""
+        if self.teacher.adapter is not None and self.teacher_to_make is None:
+            same_base = bool(self.settings.teacher.get("same_base", True))
+            self.base.weights.check_adapter(self.teacher.adapter, same_base)
+
+    def _check_seeds(self, model: LanguageModel) -> None:
+        room = self.settings.task["response_tokens"]
+        longest = max(len(encode_prefix(model, model.template.prefix(seed))) for seed in self.seeds)
+        check_context(model, longest + room, f"The longest seed, with a response of {room} tokens,")
 
 
 def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
     """The objects of one run that writes into ``folder``. Raises ``TskdError`` where something cannot be."""
-    settings = config.Schema(**cfg)
-    settings.check()
+    settings = config.Schema.of(cfg)
     trust.check(cfg, settings.allow)
     trust.check_no_key(str(cfg))
     seed = settings.seed

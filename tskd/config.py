@@ -5,7 +5,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tskd import gpus, rehearsal
-from tskd.errors import ConfigError
+from tskd.errors import ConfigError, RunFolderError
 from tskd.faults import FAULTS
 
 Made = TypeVar("Made")
@@ -53,22 +55,80 @@ class Schema:
     drop: Any = ("not_finite",)
     max_hours: float | None = None
 
-    def check(self) -> None:
-        problems = []
-        is_number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
-        if not (self.threshold == "auto" or (is_number and math.isfinite(self.threshold))):
-            problems.append(f"`threshold` is {self.threshold!r}; give a number, or auto")
-        is_count = isinstance(self.iterations, int) and not isinstance(self.iterations, bool)
-        if not (self.iterations == "auto" or (is_count and self.iterations >= 1)):
-            problems.append(f"`iterations` is {self.iterations!r}; give a whole number, at least 1, or auto")
-        if not (isinstance(self.drop, Sequence) and all(name in FAULTS for name in self.drop)):
-            problems.append(f"`drop` is {self.drop!r}; give a list of {', '.join(FAULTS)}, or []")
-        if self.max_hours is not None and not self.max_hours > 0:
-            problems.append(f"`max_hours` is {self.max_hours:g}; give more than 0, or null")
-        if not re.fullmatch(r"[\w.+-]{1,64}", self.name) or self.name.startswith("."):
-            problems.append(f"`name` is {self.name!r}; use up to 64 letters, digits and . _ + -")
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> "Schema":
+        """Raises ``ConfigError`` that lists all that is wrong at the root, what groups lack among it."""
+        known = {field.name for field in fields(cls)}
+        unknown = [f"`{key}` is unknown; there are {', '.join(sorted(known))}" for key in cfg if key not in known]
+        settings = cls(**{str(key): value for key, value in cfg.items() if key in known})
+        problems = [*unknown, *settings._problems()]
         if problems:
-            raise ConfigError("; ".join(problems) + ".")
+            raise ConfigError(*(f"{problem}." for problem in problems))
+        return settings
+
+    def _problems(self) -> Iterator[str]:
+        for group, kinds in _GROUPS.items():
+            node = getattr(self, group)
+            if node is None and group in _OPTIONAL:
+                continue
+            if not isinstance(node, Mapping):
+                yield f"`{group}` is {'missing' if node == MISSING else repr(node)}; choose one of its options"
+                continue
+            for key, kind in kinds.items():
+                if key not in node:
+                    yield f"`{group}.{key}` is missing"
+                elif not _is(node[key], kind) or (kind is int and node[key] < 1):
+                    yield f"`{group}.{key}` is {node[key]!r}; give {_CALLED[kind]}"
+        if isinstance(self.teacher, Mapping) and not self.teacher.keys() & {"adapter", "checkpoint", "lora"}:
+            yield "`teacher.adapter` is missing; give one, or choose another `teacher`"
+        if isinstance(self.selection, Mapping) and not isinstance(self.selection.get("screen"), Mapping | None):
+            yield f"`selection.screen` is {self.selection['screen']!r}; choose one of its options, or null"
+        if not (self.threshold == "auto" or _is_number(self.threshold)):
+            yield f"`threshold` is {self.threshold!r}; give a number, or auto"
+        if self.iterations != "auto" and (not _is(self.iterations, int) or self.iterations < 1):
+            yield f"`iterations` is {self.iterations!r}; give a whole number, at least 1, or auto"
+        if not (isinstance(self.drop, Sequence) and all(name in FAULTS for name in self.drop)):
+            yield f"`drop` is {self.drop!r}; give a list of {', '.join(FAULTS)}, or []"
+        if self.max_hours is not None and not (_is_number(self.max_hours) and self.max_hours > 0):
+            yield f"`max_hours` is {self.max_hours!r}; give more than 0, or null"
+        if not _is(self.seed, int):
+            yield f"`seed` is {self.seed!r}; give a whole number"
+        if not re.fullmatch(r"[\w.+-]{1,64}", str(self.name)) or str(self.name).startswith("."):
+            yield f"`name` is {self.name!r}; use up to 64 letters, digits and . _ + -"
+        if not isinstance(self.store, str | None) and self.store is not False:
+            yield f"`store` is {self.store!r}; give a folder, or off"
+        limit = self.store_limit_gb
+        if limit is not None and not (_is_number(limit) and limit >= 0):
+            yield f"`store_limit_gb` is {limit!r}; give a number of gigabytes, or null"
+        if not isinstance(self.private_files, bool):
+            yield f"`private_files` is {self.private_files!r}; give true or false"
+
+
+# What is read of a group before it is made, by key; the rest is for the class that the group is for.
+_GROUPS: Mapping[str, Mapping[str, type]] = {
+    "base": {"checkpoint": dict},
+    "base_for_scoring": {"checkpoint": dict},
+    "teacher": {},
+    "target": {"checkpoint": dict},
+    "task": {"response_tokens": int},
+    "expansion": {},
+    "selection": {},
+    "training": {"lora": dict, "replay": dict, "each_iteration": bool},
+    "trainer": {},
+    "engine": {},
+    "answer": {},
+    "tracking": {},
+}
+_OPTIONAL = ("base_for_scoring", "engine", "answer")
+_CALLED = {dict: "settings", int: "a whole number of at least 1", bool: "true or false"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def register() -> None:
@@ -87,6 +147,26 @@ def folder() -> str:
         if (candidate / "config.yaml").is_file():
             return str(candidate)
     raise ConfigError(f"No conf/config.yaml beside or in {here}; install tskd again.")
+
+
+def of_run(folder: Path, *needed: str) -> DictConfig:
+    """What the run in ``folder`` was made with, the ``needed`` groups at least.
+
+    Raises ``RunFolderError`` where there is none, or it cannot be read.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
+    try:
+        loaded: Any = OmegaConf.load(file)
+        OmegaConf.resolve(loaded)
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise RunFolderError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    lacking = [] if isinstance(loaded, DictConfig) and loaded else ["settings"]
+    lacking = lacking or [name for name in needed if loaded.get(name) is None]
+    if lacking or not isinstance(loaded, DictConfig):
+        raise RunFolderError(f"{file} has no {', '.join(lacking)}; take the file as the run has written it.")
+    return loaded
 
 
 def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) -> Made:
@@ -111,7 +191,7 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
         if name not in node and known.default is REQUIRED and known.default_factory is REQUIRED:
             problems.append(f"`{where}.{name}` is missing")
     if problems:
-        raise ConfigError("; ".join(problems) + ".")
+        raise ConfigError(*(f"{problem}." for problem in problems))
     return kind(**values, **given)
 
 

@@ -17,7 +17,10 @@ from typing import Any
 
 
 class TskdError(Exception):
-    """One line that says what happened, with which values, and what to change."""
+    """One line that says what happened, with which values, and what to change; it may be made of several such lines."""
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
 
 
 class ConfigError(TskdError):

@@ -6,6 +6,7 @@ adapter that speaks, or none: base and teacher, or the target before and after, 
 
 import copy
 import gc
+import json
 import logging
 import re
 import warnings
@@ -200,6 +201,28 @@ class Weights:
                 f"use a GPU, or set `quantization` to 8bit or none."
             )
         _ = self.config
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """That all weights are there, as safetensors and whole; read are the heads of the files alone."""
+        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
+        names = {single.name}
+        if not single.is_file() and index.is_file():
+            try:
+                names = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise ModelError(f"{index} is damaged: {one_line(error)}") from error
+        for name in sorted(map(str, names)):
+            file = self.folder / name
+            if not file.is_file():
+                pickled = ", ".join(each.name for each in self.folder.glob("*.bin"))
+                instead = f" ({pickled} is not read: pickled weights can run code)" if pickled else ""
+                raise ModelError(f"Model {self.checkpoint.name!r} at {self.folder} has no {name}{instead}.")
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ModelError(f"{file} is damaged: {one_line(error)}") from error
 
     def check_adapter(self, adapter: str, same_base: bool = True) -> None:
         """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""

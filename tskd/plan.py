@@ -8,7 +8,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from tskd.writers import LocalWriter
 Text = Prompt | Response
 Models = Sequence[LanguageModel]
 UNWRITTEN = "(not written yet)"  # the text of a response, and the first parent of a prompt, that stand for one to come
+LIGHTER = "lower `trainer.max_batch_tokens` or choose a smaller `dtype`"
 BOUNDS = ("writer", "num_drafts", "drawn", "max_new_tokens", "longest")  # what an expansion must have
 failed: list[str] = []  # why runs that this process has planned cannot come to their end
 
@@ -110,6 +112,12 @@ class Plan:
         effort = sum(each.effort for each in made)
         return work.effort * sum(each.seconds or 0.0 for each in made) / effort if effort else None
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes that the work to do takes at most; ``None`` where they depend on a model that is not here."""
+        needed = [work.memory for work in self.work if work.seconds is None]
+        return None if None in needed else max(needed, default=0)  # type: ignore[type-var]
+
     def stages(self) -> Stages:
         return Stages(self.expand, self.answer, self.score, self.select, self.train, self.screen)
 
@@ -117,11 +125,11 @@ class Plan:
         """Note whether ``model`` is on this machine. Raises ``ModelError`` where it cannot be anywhere."""
         weights, adapter = model.weights, model.adapter
         if weights not in self.sizes:
-            if not _is_here(weights.checkpoint.path, lambda: weights.folder):
+            if not is_here(weights.checkpoint.path, lambda: weights.folder):
                 return
             self.sizes[weights] = weights.size
         is_made = model is not self.run.teacher or self.run.teacher_to_make is None
-        if adapter is None or (is_made and _is_here(adapter, lambda: adapter_folder(adapter))):
+        if adapter is None or (is_made and is_here(adapter, lambda: adapter_folder(adapter))):
             self.here.add(model)
 
     def before(self) -> None:
@@ -337,7 +345,7 @@ def _is_unwritten(text: Text) -> bool:
     return text.parents[:1] == (UNWRITTEN,) if isinstance(text, Prompt) else text.text == UNWRITTEN
 
 
-def _is_here(path: str, find: Callable[[], Path]) -> bool:
+def is_here(path: str, find: Callable[[], Path]) -> bool:
     """Whether ``find`` finds ``path`` without the hub. Raises its error where the hub cannot have it either."""
     try:
         find()
@@ -355,8 +363,8 @@ def show(plan: Plan) -> None:
     for role, model in run.models.items():
         checkpoint, size = model.weights.checkpoint, plan.sizes.get(model.weights)
         kind = checkpoint.dtype if checkpoint.quantization == "none" else checkpoint.quantization
-        taken = "not on this machine" if size is None else f"{size.parameters:,} parameters, {_bytes(size.weights)}"
-        said = f"{checkpoint.name} ({checkpoint.path}), {kind}, {taken}"
+        taken = size and f"{size.parameters:,} parameters, {shown_bytes(size.weights)}"
+        said = f"{checkpoint.name} ({checkpoint.path}), {kind}, {taken or 'not on this machine'}"
         if model.adapter is not None:
             lacks = size is not None and model not in plan.here
             note = ", to be made first" if run.teacher_to_make else ", not on this machine" if lacks else ""
@@ -371,7 +379,7 @@ def show(plan: Plan) -> None:
         reads = "?" if work.reads is None else str(work.reads)
         time = "no rate yet" if estimate is None else f"≤ {_seconds(estimate)}"
         time = time if work.seconds is None else f"stored, {_seconds(work.seconds)}"
-        name, memory = f"{work.stage} {work.models}", _bytes(work.memory)
+        name, memory = f"{work.stage} {work.models}", shown_bytes(work.memory)
         table.add_row(number(work.iteration, "d"), name, str(work.items), reads, str(work.writes), memory, time)
     console.print(table)
 
@@ -383,16 +391,14 @@ def show(plan: Plan) -> None:
         console.print(f"  to make    {len(known)} in about {_seconds(sum(known))} at most, at the rate of those stored")
     if len(known) < len(todo):
         console.print(f"  to make    {len(todo) - len(known)} of which no rate is known yet: none like them is stored")
-    device, there = _machine(run.trainer.device)
-    needed = [work.memory for work in todo]
-    most = None if None in needed else max(needed, default=0)  # type: ignore[type-var]
-    lack = "; lower `trainer.max_batch_tokens` or choose a smaller `dtype`" if (most or 0) > there else ""
-    console.print(f"  memory     {_bytes(most)} needed, and {device} has {_bytes(there)}{lack}")
+    device, there = machine(run.trainer.device)
+    lack = f"; {LIGHTER}" if (plan.memory or 0) > there else ""
+    console.print(f"  memory     {shown_bytes(plan.memory)} needed, and {device} has {shown_bytes(there)}{lack}")
     if plan.end is not None:
         console.print(f"  [bold]will fail[/bold]  {plan.end}")
 
 
-def _bytes(count: int | None) -> str:
+def shown_bytes(count: int | None) -> str:
     return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
@@ -400,12 +406,22 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
-def _machine(device: torch.device) -> tuple[str, int]:
+def machine(device: torch.device) -> tuple[str, int]:
     """What computes, and its memory in bytes."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return properties.name, properties.total_memory
     return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def leaving_nothing(name: str) -> Iterator[None]:
+    """Have a configuration ``name``: the usual one, for which Hydra makes its folders where they are soon removed."""
+    config.register()
+    with tempfile.TemporaryDirectory(prefix=f"tskd-{name}-") as nowhere:
+        folders = {"run": {"dir": nowhere}, "sweep": {"dir": nowhere}}
+        ConfigStore.instance().store(name, {"defaults": ["config", "_self_"], "hydra": folders})
+        yield
 
 
 @hydra.main(version_base="1.3", config_path=config.folder(), config_name="plan")
@@ -421,11 +437,8 @@ def _hydra_job(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    config.register()
     failed.clear()
-    with tempfile.TemporaryDirectory(prefix="tskd-plan-") as nowhere:  # for Hydra, which makes a folder for each job
-        folders = {"run": {"dir": nowhere}, "sweep": {"dir": nowhere}}
-        ConfigStore.instance().store("plan", {"defaults": ["config", "_self_"], "hydra": folders})
+    with leaving_nothing("plan"):
         _hydra_job()
     if failed:
         raise SystemExit(1)

@@ -211,10 +211,7 @@ def with_status(folder: Path, work: Callable[[], Outcome]) -> Outcome | None:
 
 def resume(folder: Path, overrides: Sequence[str]) -> None:
     """Go on with the run in ``folder``, under its own configuration, which ``overrides`` must not contradict."""
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
-    stored = OmegaConf.load(file)
+    stored = config.of_run(folder)
     for override in overrides:
         key, _, value = override.partition("=")
         given = OmegaConf.create({"value": OmegaConf.from_dotlist([f"value={value}"])["value"]})["value"]
@@ -223,7 +220,7 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
             OmegaConf.update(stored, key, given)
         elif isinstance(found, DictConfig) or found != given:
             raise ConfigError(f"`{override}` contradicts the run in {folder}, where {key} is {found}; leave it out.")
-    jobs.keep_files_private(stored)  # type: ignore[arg-type]
+    jobs.keep_files_private(stored)
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
     cfg: Any = OmegaConf.to_container(stored, resolve=True, throw_on_missing=True)
     if not any(override.startswith("allow=") for override in overrides):
@@ -310,9 +307,10 @@ def all_completed() -> bool:
     return bool(of_sweep) and all(status["status"] == "completed" for _, status, _ in of_sweep)
 
 
-def resolved(cfg: DictConfig, is_sweep: bool = False) -> dict[str, Any]:
+def resolved(cfg: DictConfig, is_sweep: bool = False, is_whole: bool = True) -> dict[str, Any]:
+    """Plain values; where it need not be whole, what is missing is ``???``."""
     try:
-        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=is_whole)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{' '.join(str(error).split())}; set it on the command line.") from error
     if is_sweep and resolved["trainer"]["devices"] != 1:

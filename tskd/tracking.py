@@ -139,6 +139,15 @@ class Wandb:
         log.log(level, "Weights & Biases: offline, as %s. %s", reason or "asked", _how_to_upload(run))
         return run
 
+    def server_without_key(self) -> str | None:
+        """The server that it will be offline from, though not asked to be, for want of a key."""
+        if self._wish() in ("offline", "disabled"):
+            return None
+        import wandb
+
+        server = wandb.setup().settings
+        return None if _has_key(server.base_url, server.api_key) else str(server.base_url)
+
     def _wish(self) -> str:
         return MODES.get(os.environ.get("WANDB_MODE", ""), "auto") if self.mode == "auto" else self.mode
 

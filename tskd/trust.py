@@ -36,7 +36,7 @@ def check(settings: Mapping[str, Any], allow: Any) -> None:
         if not is_within(name, trusted)
     ]
     if problems:
-        raise ConfigError("; ".join(problems) + ".")
+        raise ConfigError(*(f"{problem}." for problem in problems))
 
 
 def hidden(text: str) -> str:

@@ -15,11 +15,12 @@ import torch
 from pydantic import PositiveInt
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from tskd import gpus, stopping
+from tskd.checkpoints import one_line
 from tskd.errors import ConfigError, ModelError
 from tskd.identity import digest, identity
 from tskd.models import Weights, available_memory, free_memory
@@ -218,8 +219,13 @@ class LightningTrainer:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where models are put."""
-        return self._make().strategy.root_device  # type: ignore[no-any-return]
+        """Where models are put. Raises ``ConfigError`` where there is no such accelerator."""
+        try:
+            return self._make().strategy.root_device  # type: ignore[no-any-return]
+        except (MisconfigurationException, ValueError) as error:
+            raise ConfigError(
+                f"`trainer.accelerator` is {self.accelerator!r}: {one_line(error)} Choose another, like auto or cpu."
+            ) from error
 
     @property
     def batch_tokens(self) -> int:

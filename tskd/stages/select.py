@@ -302,7 +302,7 @@ class ConfidentTeacher:
                 f"({self.base_ppl_at_least:g}), which would keep what the base is surer of than the teacher"
             )
         if problems:
-            raise ConfigError("; ".join(problems) + ".")
+            raise ConfigError(*(f"{problem}." for problem in problems))
 
     def __call__(self, scored: Sequence[Scored]) -> Selection:
         """Kept and dropped, each in the order given."""
