@@ -210,5 +210,5 @@ def _adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
 def _parse(kind: type[Record], text: str, where: str) -> Record:
     try:
         return _adapter_of(kind).validate_python(json.loads(text))  # type: ignore[no-any-return, arg-type]
-    except ValueError as error:  # of pydantic and of json
+    except (ValueError, RecursionError) as error:  # of pydantic and of json
         raise RunFolderError(f"{where} is no {kind.__name__}: {' '.join(str(error).split())[:200]}") from error

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from rich.text import Text
 
-from tskd import artifacts, trust
+from tskd import artifacts, config, trust
 from tskd.compose import make_task
 from tskd.console import console
-from tskd.errors import RunFolderError, TskdError
+from tskd.errors import TskdError
 from tskd.records import Prompt, Response
 from tskd.tasks import Benchmark
 from tskd.tasks.files import Files
@@ -132,10 +132,7 @@ def audit(folder: Path, private: Sequence[str] = (), allow: Sequence[str] = ()) 
     That is a benchmark's private split, which the teacher was made from, and what is in the files named. Raises
     ``RunFolderError`` or ``TaskError``. Loads no weights.
     """
-    file = folder / "config.yaml"
-    if not file.is_file():
-        raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
-    settings: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    settings: Any = OmegaConf.to_container(config.of_run(folder, "task"), resolve=True)
     trust.check({"task": settings["task"]}, allow)
     task = make_task(settings["task"])
     given = {"seeds": [text for seed in task.seed_prompts() for text in _said(seed)]}

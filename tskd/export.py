@@ -191,7 +191,9 @@ def _configuration(folder: Path) -> dict[str, Any]:
         jobs = sorted(config.parent.name for config in folder.glob("*/config.yaml"))
         hint = f"; it has those of a sweep's jobs: {', '.join(jobs)}" if jobs else ""
         raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it{hint}.")
-    return OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(
+        config.of_run(folder, "base", "teacher", "target", "task", "iterations"), resolve=True
+    )  # type: ignore[return-value]
 
 
 def _check_free(out: Path, force: bool) -> None:

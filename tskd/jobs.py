@@ -1,6 +1,5 @@
 """The jobs of a sweep: where they are, how each one ended, and how one that did not is found again."""
 
-import json
 import logging
 import os
 import sys
@@ -228,4 +227,7 @@ def _check_room(folder: Path, option: str) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        return artifacts.read_json(dict, file) if file.is_file() else {}
+    except RunFolderError:  # of a job that was killed while it wrote, say
+        return {}

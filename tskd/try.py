@@ -38,10 +38,7 @@ class BeforeAndAfter:
     @classmethod
     def of_run(cls, folder: Path, allow: Sequence[str] = ()) -> "BeforeAndAfter":
         """Loads no weights. Raises ``RunFolderError`` without run or adapter, ``ModelError`` without the target."""
-        file = folder / "config.yaml"
-        if not file.is_file():
-            raise RunFolderError(f"{folder} holds no run: there is no {file.name} in it.")
-        settings: Mapping[str, Any] = OmegaConf.to_container(OmegaConf.load(file), resolve=True)  # type: ignore[assignment]
+        settings: Mapping[str, Any] = OmegaConf.to_container(config.of_run(folder), resolve=True)  # type: ignore[assignment]
         trust.check({"engine": settings.get("engine")}, allow)
         trained = artifacts.RunFolder(folder).last_adapter()
         if trained is None:

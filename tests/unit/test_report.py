@@ -80,7 +80,7 @@ def test_runs_that_were_asked_other_questions_are_said_and_not_averaged(tmp_path
         (lambda run: (run / "status.json").write_text('{"status": "failed", "error": "No."}'), r"bad is failed: No\."),
         (lambda run: (run / "result.json").write_text("{"), r"result\.json"),
         (lambda run: (run / "result.json").unlink(), r"result\.json"),
-        (lambda run: (run / "config.yaml").write_text("a: [1"), r"config\.yaml is no configuration"),
+        (lambda run: (run / "config.yaml").write_text("a: [1"), r"config\.yaml cannot be read"),
         (lambda run: (run / "metrics.jsonl").unlink(), r"metrics\.jsonl"),
         (lambda run: (run / "iteration_1" / "kept.jsonl").unlink(), r"iteration_1/kept\.jsonl"),
         (lambda run: (run / "iteration_0" / "dropped.jsonl").write_text("{}\n"), r"dropped\.jsonl, line 1"),

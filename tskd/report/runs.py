@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from tskd import artifacts
+from tskd import artifacts, config
 from tskd.errors import RunFolderError
 from tskd.records import PRIVATE, Graded, Scored
 
@@ -234,11 +232,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _run(folder: Path) -> FinishedRun:
-    file = folder / "config.yaml"
-    try:
-        settings = flat(OmegaConf.load(file)) if file.is_file() else {}
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError, ValueError) as error:
-        raise RunFolderError(f"{file} is no configuration: {' '.join(str(error).split())[:200]}") from error
+    settings = flat(config.of_run(folder)) if (folder / "config.yaml").is_file() else {}
     result, status = (_read(folder / name) for name in ("result.json", "status.json"))
     said = str(status.get("error", "")).rstrip(".")
     return FinishedRun(folder, settings, result, status.get("status", "unfinished"), said)

@@ -5,6 +5,7 @@ lines may add ``"answer"`` and ``"split"``. Seeds may also be a ``.txt`` file wi
 """
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -73,7 +74,7 @@ def _rows(name: str) -> list[tuple[dict[str, Any], str]]:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise TaskError(f"{where}: not JSON ({error}); write one object per line, or name the file .txt.") from None
     if not isinstance(row, dict):
@@ -81,7 +82,22 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that is there twice, JSON would take the last and say nothing."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return dict(pairs)
+
+
+def _is_blank(text: str) -> bool:
+    """Whether nothing of it can be seen: white space, control and zero-width characters."""
+    return all(unicodedata.category(character) in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
+
+
 def _prompt(row: dict[str, Any], where: str) -> Prompt:
+    if "messages" in row and "prompt" in row:
+        raise TaskError(f"{where}: both `prompt` and `messages`; leave one of them out.")
     if "messages" in row:
         *context, last = _messages(row["messages"], where)
         if last.role != "user":
@@ -90,7 +106,7 @@ def _prompt(row: dict[str, Any], where: str) -> Prompt:
         turns = tuple(context)
     else:
         text, turns = row.get("prompt", ""), ()
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or _is_blank(text):
         found = ", ".join(row) or "nothing"
         raise TaskError(f"{where}: no text in `prompt` or `messages` (found: {found}).")
     try:
