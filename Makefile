@@ -4,7 +4,10 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY := passive
 TEST_ENV := OMP_NUM_THREADS=1 WANDB_MODE=offline
 
-.PHONY: demo install test check soak atlas clean
+# Licences that would ask something of those who only use the package; LGPL (chardet) and MPL do not.
+FORBIDDEN := 'GNU General Public License v;Affero;AGPL;GPL-2.0-only;GPL-3.0;Proprietary;Commercial;UNKNOWN'
+
+.PHONY: demo install test check soak audit test-floor atlas clean
 
 demo: install  ## the main job on the embedded world
 	$(BIN)/python -m tskd.run
@@ -29,6 +32,18 @@ check: install  ## what CI runs: style, types, layers, tests
 
 soak: install  ## the slow tests: runs and sweeps killed at random moments
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m slow
+
+audit: install  ## the pinned packages: known vulnerabilities, and licences; needs a network
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit pip-licenses
+	.venv/audit/bin/pip-licenses --python $(BIN)/python --partial-match --fail-on $(FORBIDDEN)
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
+
+test-floor:  ## the unit tests with the lowest versions that pyproject.toml admits, torch aside; needs a network
+	$(PYTHON) -m venv .venv/floor
+	$(PYTHON) tests/floors.py > .venv/floor/constraints.txt
+	.venv/floor/bin/pip install --quiet torch==2.13.0 --constraint .venv/floor/constraints.txt --editable '.[dev]'
+	$(TEST_ENV) .venv/floor/bin/python -m pytest tests/unit
 
 atlas: install  ## remake the embedded world
 	$(BIN)/python experiments/atlas/build.py
