@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("dev", "benchmarks", "joblib", "notebooks", "slurm")  # what the tests need
+EXTRAS = ("dev", "benchmarks", "joblib", "notebooks", "optuna", "report", "slurm")  # what the tests need
 
 
 def floors() -> list[str]:

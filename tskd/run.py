@@ -236,7 +236,7 @@ def main() -> None:
 def _main() -> None:
     config.register()
     try:
-        folder, arguments = _to_go_on_with(sys.argv[1:])
+        folder, arguments = to_go_on_with(sys.argv[1:])
         if folder is not None:
             resume(folder, arguments)
     except (ConfigError, RunFolderError) as error:
@@ -254,7 +254,7 @@ def _main() -> None:
         raise SystemExit(1)
 
 
-def _to_go_on_with(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def to_go_on_with(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The folder of the run that is to go on, if it is to be one, and the arguments beside.
 
     Raises ``ConfigError`` where they do not belong together, ``RunFolderError`` where there is no such sweep.
@@ -262,9 +262,13 @@ def _to_go_on_with(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     given = {key: value for key, _, value in (each.partition("=") for each in arguments) if key in RESUMING}
     rest = [each for each in arguments if each.partition("=")[0] not in RESUMING]
     if "sweep.resume" in given:
-        if rest or len(given) > 1:
-            raise ConfigError(f"`sweep.resume=` takes one sweep and nothing else; leave out {' '.join(rest)}.")
-        return None, jobs.command_of_sweep(Path(given["sweep.resume"]).expanduser())
+        others = [each for each in rest if not each.startswith("allow=")]
+        if others or len(given) > 1:
+            raise ConfigError(f"`sweep.resume=` takes one sweep and `allow=`; leave out {' '.join(others)}.")
+        command = jobs.command_of_sweep(Path(given["sweep.resume"]).expanduser())
+        if named := [each for each in command if each.lstrip("+").startswith("allow=") and each not in rest]:
+            raise ConfigError(f"The sweep was given `{named[0]}`; if you trust that code, give it again.")
+        return None, command
     if "resume" not in given:
         return None, rest
     if any(argument.startswith("-") for argument in rest):

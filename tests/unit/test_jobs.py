@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from tskd import config, jobs
-from tskd.errors import OutOfTime, RunFolderError
-from tskd.run import with_status
+from tskd.errors import ConfigError, OutOfTime, RunFolderError
+from tskd.run import to_go_on_with, with_status
 
 SETTINGS = {"threshold": 1.5, "lora": {"rank": 4, "rate": 1e-5}, "max_hours": None}
 
@@ -112,3 +112,14 @@ def test_a_sweep_goes_on_with_the_overrides_that_it_was_given(sweep):
     assert f"hydra.sweep.dir='{str(sweep).replace(chr(39), chr(92) + chr(39))}'" == place
     with pytest.raises(RunFolderError, match="holds no sweep"):
         jobs.command_of_sweep(sweep.parent)
+
+
+def test_code_that_a_sweep_was_allowed_to_run_is_allowed_anew_when_it_goes_on(sweep):
+    file = sweep / "multirun.yaml"
+    file.write_text(file.read_text().replace("- seed=1", "- seed=1\n    - allow=my_rules"))
+    with pytest.raises(ConfigError, match="was given `allow=my_rules`; if you trust that code, give it again"):
+        to_go_on_with([f"sweep.resume={sweep}"])
+    with pytest.raises(ConfigError, match="leave out seed=2"):
+        to_go_on_with([f"sweep.resume={sweep}", "allow=my_rules", "seed=2"])
+    _, command = to_go_on_with([f"sweep.resume={sweep}", "allow=my_rules"])
+    assert "allow=my_rules" in command
