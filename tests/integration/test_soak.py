@@ -149,7 +149,12 @@ def test_a_sweep_with_a_failing_a_killed_and_a_job_without_memory_is_completed_o
     sweep = folder / "sweep"
     faults = ("a", "fails", "out_of_memory", "b", "killed")
     main = "from tskd import run; run.main()"
-    settings = ["selection._target_=faulty.Faulty", "~selection.threshold", f"+selection.fault={','.join(faults)}"]
+    settings = [
+        "allow=faulty",
+        "selection._target_=faulty.Faulty",
+        "~selection.threshold",
+        f"+selection.fault={','.join(faults)}",
+    ]
     places = ["hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}"]
     done = python(folder, main, "-m", *TINY, *settings, *places)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -162,7 +167,7 @@ def test_a_sweep_with_a_failing_a_killed_and_a_job_without_memory_is_completed_o
     first, scored = (sweep / "0" / "result.json").stat(), (sweep / "4" / "iteration_0" / "scored.jsonl").stat()
 
     (folder / "mended").touch()
-    done = python(folder, main, "sweep.resume=sweep")
+    done = python(folder, main, "sweep.resume=sweep", "allow=faulty")
     assert done.returncode == 0, done.stdout + done.stderr
     assert ["completed"] * 5 == statuses(sweep)
     assert first.st_mtime_ns == (sweep / "0" / "result.json").stat().st_mtime_ns
