@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tskd import artifacts, config, export, jobs, report, trust
+from tskd import artifacts, config, export, jobs, trust
 from tskd.audit import audit
 from tskd.compose import build
 from tskd.errors import TskdError
 from tskd.records import Adapter, Expansion, Graded, Message, Prompt, Response, Scored
+from tskd.report.runs import runs_in
 from tskd.tasks.files import Files
 
 SETTINGS = settings(
@@ -343,7 +344,7 @@ def test_a_damaged_configuration_of_a_run_is_one_line_for_all_who_read_it(tmp_pa
     for read in (
         lambda: export.FinishedRun.read(tmp_path),
         lambda: audit(tmp_path),
-        lambda: [*report.runs_in(tmp_path)],
+        lambda: [*runs_in(tmp_path)],
     ):
         line = said(read)
         assert "config.yaml" in line
