@@ -211,7 +211,7 @@ class Weights:
             try:
                 names = set(json.loads(index.read_text())["weight_map"].values())
             except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise ModelError(f"{index} is damaged: {one_line(error)}") from error
+                raise ModelError(f"Model {self.checkpoint.name!r}: {index} is damaged: {one_line(error)}") from error
         for name in sorted(map(str, names)):
             file = self.folder / name
             if not file.is_file():
@@ -222,7 +222,7 @@ class Weights:
                 with safe_open(file, "pt"):
                     pass
             except SafetensorError as error:
-                raise ModelError(f"{file} is damaged: {one_line(error)}") from error
+                raise ModelError(f"Model {self.checkpoint.name!r}: {file} is damaged: {one_line(error)}") from error
 
     def check_adapter(self, adapter: str, same_base: bool = True) -> None:
         """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""
