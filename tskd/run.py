@@ -322,7 +322,7 @@ def resolved(cfg: DictConfig, is_sweep: bool = False, is_whole: bool = True) -> 
             f"`trainer.devices` is {resolved['trainer']['devices']} in a sweep; give each job one device and run "
             f"several jobs at once (`hydra/launcher=gpus`), or run without -m."
         )
-    if resolved["allow"] and not _allowed_by_hand():
+    if resolved["allow"] and HydraConfig.initialized() and not _allowed_by_hand():
         raise ConfigError(
             f"`allow` is {resolved['allow']!r} in a file, which cannot allow itself; leave it out there, and if you "
             f"trust the code, add it on the command line."

@@ -29,7 +29,7 @@ TRAINED = [arm for arm in ARMS if arm != "diff_vector"]
 BUDGET, EPOCHS = 12, 2
 SMALL = [
     *("expansion.num_drafts=24", f"selection.keep={BUDGET}", f"task.epochs={EPOCHS}", "trainer.accelerator=cpu"),
-    *("trainer.progress=false", "tracking.mode=disabled", f"task._target_={__name__}.SmallAtlas"),
+    *("trainer.progress=false", "tracking.mode=disabled", f"allow={__name__}", f"task._target_={__name__}.SmallAtlas"),
 ]
 REAL_PAIR = ["base=smollm2_135m", "teacher=finetuned", "target=gemma3_270m", "task=bbh", "task.subset=navigate"]
 
