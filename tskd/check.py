@@ -37,9 +37,10 @@ from tskd.run import resolved
 Settings = Mapping[str, Any]
 # What is added to a configuration that is known to work, in an order in which each needs only what comes before it.
 STEPS = (
-    *(("allow",), ("name", "seed", "iterations", "store", "store_limit_gb", "private_files"), ("tracking",)),
+    *(("allow",), ("name", "seed", "max_hours", "store", "store_limit_gb", "private_files"), ("iterations",)),
+    *(("stop",), ("drop",), ("tracking",)),
     *(("trainer", "engine"), ("base",), ("base_for_scoring",), ("target",), ("task",), ("teacher",)),
-    *(("expansion",), ("threshold", "selection"), ("training",)),
+    *(("expansion",), ("answer",), ("threshold", "selection"), ("training",)),
 )
 OF_MODELS = {"trainer", "engine", "base", "base_for_scoring", "target", "task", "teacher", "expansion"}
 failed: list[str] = []  # the problems that this process has found
@@ -187,15 +188,17 @@ def _of_work(settings: Settings, found: Findings) -> None:
 
 def _adapter_bytes(run: Run) -> int:
     """What the adapters of all iterations take on disk, in 32 bits. Raises ``ModelError`` where there can be none."""
-    train, name, model_config = run.stages.train, run.target.name, run.target.weights.config
+    name, model_config, lora = run.target.name, run.target.weights.config, getattr(run.stages.train, "lora", None)
+    if lora is None:
+        return 0  # nothing is trained
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(model_config)
         try:
-            network = get_peft_model(bare, train.lora.lora_config())  # type: ignore[attr-defined]
+            network = get_peft_model(bare, lora.lora_config())
         except ValueError as error:
             raise ModelError(f"LoRA cannot be put on {name!r}: {one_line(error)}") from error
     numbers = sum(each.numel() for name, each in network.named_parameters() if "lora_" in name)
-    return 4 * numbers * (run.settings.iterations if run.train_each_iteration else 1)
+    return 4 * numbers * (run.iterations if run.train_each_iteration else 1)
 
 
 def _of_disk(places: Mapping[str, Path], needed: int, found: Findings) -> None:

@@ -1,6 +1,7 @@
 """All that is wrong with a configuration is said at once, and what is right is not."""
 
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
@@ -52,7 +53,20 @@ WRONG = {
     "trainer.precision=bf16": "`trainer.precision` is 'bf16'",
     "target.checkpoint.dtype=int3": "has dtype 'int3'",
     "task._target_=stranger.Task": "`task._target_` names stranger.Task",
+    "drop=[nothing]": "`drop` is ['nothing']",
+    "max_hours=0": "`max_hours` is 0",
+    "stop.coverage=2": "`stop.coverage` is 2",
+    "answer.temperature=-1": "`answer.temperature` is -1",
 }
+
+
+def test_everything_that_can_be_set_is_checked():
+    assert {each.name for each in fields(config.Schema)} == {name for step in check.STEPS for name in step}
+
+
+@pytest.mark.parametrize("right", ["iterations=auto", "training=diff_vector target=atlas_llama"])
+def test_what_is_right_is_not_said(tmp_path, right):
+    assert not found(tmp_path, *right.split()).problems
 
 
 @pytest.mark.parametrize(("override", "said"), WRONG.items())

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tskd.models import LanguageModel
 from tskd.modules.batches import encode_prefix
@@ -20,8 +21,8 @@ class Answer:
     trainer: LightningTrainer
     seed: int
     max_new_tokens: PositiveInt = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: NonNegativeFloat = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One response for each prompt, in the order given; one that the limit cut is marked unfinished."""

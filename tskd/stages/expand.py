@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tskd.errors import ConfigError
 from tskd.modules.generator import Generation, Sampling
@@ -40,8 +40,8 @@ class Strategy(ABC):
     num_drafts: PositiveInt = 300
     drafts_per_request: PositiveInt = 1
     max_new_tokens: PositiveInt = 128
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_rouge_l: Annotated[float, Field(gt=0, le=1)] | None = None
     held_out: Collection[str] = frozenset()
 
