@@ -65,6 +65,18 @@ def test_an_arm_that_was_left_at_the_default_is_labelled_with_it(tmp_path):
     assert ["threshold=0.5", "threshold=1.5"] == [arm.label for arm in study.arms]
 
 
+def test_what_texts_repeat_of_given_ones_is_shown_where_it_was_audited(tmp_path):
+    for seed, repeated in enumerate((10, 30)):
+        run = write_run(tmp_path / f"{seed}", seed=seed)
+        against = {"seeds": {"texts": 100, "with_8_words": 1}, "private text": {"texts": 100, "with_8_words": repeated}}
+        (run / "audit.json").write_text(json.dumps({"prompts": against}))
+    (study,) = runs.collect([tmp_path]).studies
+    (selection,) = [table for table in tables.of(findings.of(study)) if table.name == "selection"]
+    shown = dict(zip([column.name for column in selection.columns], tables.cells(selection)[0], strict=True))
+    assert shown["prompts that repeat, %"].startswith("20.0 ± 14.1")
+    assert "responses that repeat, %" not in shown
+
+
 def test_runs_that_were_asked_other_questions_are_said_and_not_averaged(tmp_path):
     write_run(tmp_path / "a", questions=50)
     write_run(tmp_path / "b", questions=60, seed=1)

@@ -113,8 +113,9 @@ def of(study: Study) -> Findings:
 
 
 def _of_arm(arm: Arm) -> ArmFindings:
-    names = dict.fromkeys(name for run in arm.runs for name in run.result)
-    metrics = {name: over_seeds(_numbers(run.result.get(name) for run in arm.runs)) for name in names}
+    results = [{**run.result, **run.repeats} for run in arm.runs]
+    names = dict.fromkeys(name for result in results for name in result)
+    metrics = {name: over_seeds(_numbers(result.get(name) for result in results)) for name in names}
     scores = {voice: _scores(arm.runs, voice) for voice in arm.runs[0].graded}
     voices = [scores.get(voice) for voice in ("target before", "teacher", "target after")]
     before, teacher, after = (None if each is None or not len(each) else each for each in voices)

@@ -82,6 +82,15 @@ class FinishedRun:
         return _read(self.folder / "provenance.json")
 
     @cached_property
+    def repeats(self) -> dict[str, float]:
+        """The shares of prompts and responses with 8 words in a row of given text, where `tskd.audit` was run."""
+        kinds = _read(self.folder / "audit.json")
+        return {
+            f"audit/{kind}": max(found["with_8_words"] / max(1, found["texts"]) for found in against.values())
+            for kind, against in kinds.items()
+        }
+
+    @cached_property
     def evalplus(self) -> dict[str, Any]:
         """What EvalPlus said of it, where it was asked."""
         return _read(self.folder / "evalplus" / "result.json")

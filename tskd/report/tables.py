@@ -66,6 +66,8 @@ def _selection(found: Findings) -> Table:
         "select/kept_fraction": Column("kept, %", 1, 100),
         "select/precision": Column("precision, %", 1, 100),
         "select/recall": Column("recall, %", 1, 100),
+        "audit/prompts": Column("prompts that repeat, %", 1, 100),
+        "audit/responses": Column("responses that repeat, %", 1, 100),
     }
     measured = [name for name in names if any(name in arm.metrics for arm in found.arms)]
     columns = (
@@ -85,7 +87,8 @@ def _selection(found: Findings) -> Table:
     )
     caption = (
         "What was written and what was kept: mean ± standard deviation [95 % t interval] over seeds; the diversity of "
-        "all prompts that were written (self-BLEU from 0 to 100, high means alike)."
+        "all prompts that were written (self-BLEU from 0 to 100, high means alike). To repeat is to have 8 words in a "
+        "row of seeds or private text (`tskd.audit`)."
     )
     return Table("selection", caption, columns, tuple(rows))
 
