@@ -116,11 +116,9 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     settings = config.Schema.of(cfg)
     trust.check(cfg, settings.allow)
     trust.check_no_key(str(cfg))
-    seed = settings.seed
     trainer = make_trainer(settings.trainer, settings.engine, RunFolder(folder).journal)
     task = make_task(settings.task)
     seeds, questions = task.seed_prompts(), task.questions()
-    longest = settings.task["response_tokens"]
 
     sharded = trainer.sharded and workers.count() > 1
     base = LanguageModel(_weights(settings.base, "base", sharded))
@@ -130,77 +128,11 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         reference = LanguageModel(_weights(settings.base_for_scoring, "base_for_scoring", sharded))
     target = LanguageModel(_weights(settings.target, "target", sharded))
 
-    training = dict(settings.training)
-    lora = config.make(LoraSettings, training["lora"], "training.lora")
-    replay = config.make(Replay, training["replay"], "training.replay")
-    expansion = dict(settings.expansion)
-    writer = _writer(expansion.pop("writer", "base"), {"base": base, "teacher": teacher, "target": target}, trainer)
+    cast = _Cast(base, reference, teacher, target, trainer, task, seeds, folder, settings.seed)
     held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
-    expand: Any = _given(expansion, "expansion", task, writer=writer, seed=seed, held_out=held_out)
-    selection = dict(settings.selection)
-    screen = selection.pop("screen", None)
-    rule: Any = _make(selection, "selection")
-    _check_threshold(settings.threshold, rule, len(seeds))
-    objective = _objective(training.get("objective"))
-    # Without the target where none of it is measured: its scores are then shared by runs on other targets.
-    measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
-    # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
-    train: Any = config.make(
-        TrainLora,
-        {name: training[name] for name in ("min_examples", "fill_epoch_to", "not_finite") if name in training},
-        "training",
-        target=target,
-        trainer=trainer,
-        folder=folder,
-        seed=seed,
-        lora=lora,
-        replay=replay,
-        log_step=log_step,
-        objective=objective,
-        teacher=None if objective is None else teacher,
-    )
-    if "_target_" in training:
-        of_its_own = {"_target_": training["_target_"]}  # what else is set there is for training, and arms share it
-        train = _given(of_its_own, "training", task, base=base, teacher=teacher, target=target, folder=folder)
-    judge = None
-    if JUDGED in measures:
-        of_task = _with_private(task, "A discriminator learns from")
-        private = [question.prompt for question in of_task.examples()]
-        if not hasattr(expand, "writer"):
-            raise ConfigError(
-                f"A discriminator learns from synthetic prompts too, and {type(expand).__name__} writes none; choose "
-                f"another `expansion`, or another `selection`."
-            )
-        synthesise = replace(expand, writer=LocalWriter(base, trainer))  # the source model, as in Trans-LoRA
-        judge = TrainedJudge(base, trainer, folder, seed, lora, synthesise, seeds, private, of_task.label)
-    stages = Stages(
-        expand=expand,
-        answer=_given(
-            settings.answer or {"_target_": "tskd.stages.answer.Answer"},
-            *("answer", task),
-            teacher=teacher,
-            trainer=trainer,
-            seed=seed,
-            max_new_tokens=longest,
-        ),
-        score=Score(
-            reference,
-            teacher,
-            trainer,
-            measures,
-            target if OF_TARGET in measures else None,
-            seeds if SHIFT in measures else (),
-            judge,
-        ),
-        select=Select(rule, tuple(settings.drop)),
-        train=train,
-        screen=ask_all
-        if screen is None
-        else _make(screen, "selection.screen", base=reference, teacher=teacher, trainer=trainer),
-    )
+    stages = _stages(settings, cast, held_out, log_step)
     covered = config.make(Covered, settings.stop, "stop")
     is_auto = settings.iterations == AUTO
-    tracking = config.make(Wandb, settings.tracking, "tracking")
     run = Run(
         settings=settings,
         base=base,
@@ -213,16 +145,112 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         stages=stages,
         iterations=covered.max_iterations if is_auto else settings.iterations,
         stop=covered if is_auto else never,
-        train_each_iteration=bool(training["each_iteration"]),
+        train_each_iteration=bool(settings.training["each_iteration"]),
         trainer=trainer,
-        evaluator=_evaluator(task, questions, trainer, longest),
-        tracking=tracking,
+        evaluator=_evaluator(task, questions, trainer, settings.task["response_tokens"]),
+        tracking=config.make(Wandb, settings.tracking, "tracking"),
         store=Store(
             None if settings.store in (None, False, "off") else Path(str(settings.store)), settings.store_limit_gb
         ),
     )
     keep_only([model.weights for model in run.models.values()])  # of the job before
     return run
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """Who takes part in a run, on what, and where it writes: what its stages are made of."""
+
+    base: LanguageModel
+    reference: LanguageModel
+    teacher: LanguageModel
+    target: LanguageModel
+    trainer: LightningTrainer
+    task: Task
+    seeds: Sequence[Prompt]
+    folder: Path
+    seed: int
+
+
+def _stages(settings: config.Schema, cast: _Cast, held_out: frozenset[str], log_step: StepLog | None) -> Stages:
+    expand = _expand(settings.expansion, cast, held_out)
+    selection = dict(settings.selection)
+    screen = selection.pop("screen", None)
+    rule: Any = _make(selection, "selection")
+    _check_threshold(settings.threshold, rule, len(cast.seeds))
+    objective = _objective(settings.training.get("objective"))
+    measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
+    lora = config.make(LoraSettings, settings.training["lora"], "training.lora")
+    train = _train(settings.training, cast, lora, objective, log_step)
+    return Stages(
+        expand=expand,
+        answer=_given(
+            settings.answer or {"_target_": "tskd.stages.answer.Answer"},
+            *("answer", cast.task),
+            teacher=cast.teacher,
+            trainer=cast.trainer,
+            seed=cast.seed,
+            max_new_tokens=settings.task["response_tokens"],
+        ),
+        score=Score(
+            cast.reference,
+            cast.teacher,
+            cast.trainer,
+            measures,
+            # Without the target where none of it is measured: its scores are then shared by runs on other targets.
+            cast.target if OF_TARGET in measures else None,
+            cast.seeds if SHIFT in measures else (),
+            _judge(cast, expand, lora) if JUDGED in measures else None,
+        ),
+        select=Select(rule, tuple(settings.drop)),
+        train=train,
+        screen=ask_all
+        if screen is None
+        else _make(screen, "selection.screen", base=cast.reference, teacher=cast.teacher, trainer=cast.trainer),
+    )
+
+
+def _expand(node: Mapping[str, Any], cast: _Cast, held_out: frozenset[str]) -> Any:
+    roles = {"base": cast.base, "teacher": cast.teacher, "target": cast.target}
+    writer = _writer(node.get("writer", "base"), roles, cast.trainer)
+    rest = {key: value for key, value in node.items() if key != "writer"}
+    return _given(rest, "expansion", cast.task, writer=writer, seed=cast.seed, held_out=held_out)
+
+
+def _train(node: Mapping[str, Any], cast: _Cast, lora: LoraSettings, objective: Any, log_step: StepLog | None) -> Any:
+    """LoRA training, or what the node names in its place: all else that is set there is then without effect."""
+    made = config.make(
+        TrainLora,
+        {name: node[name] for name in ("min_examples", "fill_epoch_to", "not_finite") if name in node},
+        "training",
+        target=cast.target,
+        trainer=cast.trainer,
+        folder=cast.folder,
+        seed=cast.seed,
+        lora=lora,
+        replay=config.make(Replay, node["replay"], "training.replay"),
+        log_step=log_step,
+        objective=objective,
+        # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
+        teacher=None if objective is None else cast.teacher,
+    )
+    if "_target_" not in node:
+        return made
+    models = {"base": cast.base, "teacher": cast.teacher, "target": cast.target}
+    return _given({"_target_": node["_target_"]}, "training", cast.task, **models, folder=cast.folder)
+
+
+def _judge(cast: _Cast, expand: Any, lora: LoraSettings) -> TrainedJudge:
+    of_task = _with_private(cast.task, "A discriminator learns from")
+    private = [question.prompt for question in of_task.examples()]
+    if not hasattr(expand, "writer"):
+        raise ConfigError(
+            f"A discriminator learns from synthetic prompts too, and {type(expand).__name__} writes none; choose "
+            f"another `expansion`, or another `selection`."
+        )
+    synthesise = replace(expand, writer=LocalWriter(cast.base, cast.trainer))  # the source model, as in Trans-LoRA
+    told = (cast.base, cast.trainer, cast.folder, cast.seed, lora, synthesise, cast.seeds, private)
+    return TrainedJudge(*told, of_task.label)
 
 
 def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:

@@ -18,6 +18,7 @@ from tskd import config
 from tskd import server as module
 from tskd.compose import build
 from tskd.errors import ConfigError, RunFolderError, ServerError
+from tskd.identity import identity
 from tskd.models import LanguageModel
 from tskd.modules import generator
 from tskd.modules.batches import encode_prefix
@@ -28,7 +29,6 @@ from tskd.plan import plan
 from tskd.records import Prompt
 from tskd.run import resolved
 from tskd.server import Budget, Journal, Pace
-from tskd.store import identity
 
 KEY = "sk-planted-0123456789"
 
