@@ -18,7 +18,7 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from tskd import artifacts, config, gpus, trust
 from tskd.errors import ConfigError, RunFolderError, TskdError
@@ -36,7 +36,10 @@ class JobStatus(Callback):
         _open(config, Path(config.hydra.run.dir), "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        _open(config, Path(config.hydra.sweep.dir), "hydra.sweep.dir")
+        folder = Path(config.hydra.sweep.dir)
+        _open(config, folder, "hydra.sweep.dir")
+        with read_write(config), open_dict(config):  # or a job with another `name` would be in another folder
+            config.hydra.overrides.hydra.append(_place(folder))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         keep_files_private(config)  # in the process of a launcher too
@@ -150,8 +153,12 @@ def command_of_sweep(folder: Path) -> list[str]:
         raise RunFolderError(f"{folder} holds no sweep: there is no {file.name} in it.")
     given = _as_written(OmegaConf.load(file).hydra.overrides)
     options = [each for each in given["hydra"] if not each.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    return ["--multirun", *given["task"], *options, _place(folder)]
+
+
+def _place(folder: Path) -> str:
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return ["--multirun", *given["task"], *options, f"hydra.sweep.dir='{quoted}'"]
+    return f"hydra.sweep.dir='{quoted}'"
 
 
 def of_sweep(folder: Path) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -232,6 +232,16 @@ def test_bad_input_is_one_clear_line_and_a_failing_exit_code(tmp_path, arguments
     assert "Traceback" not in printed
 
 
+def test_jobs_that_set_the_name_of_the_folder_are_in_that_of_their_sweep_all_the_same(tmp_path):
+    printed = tskd(tmp_path, "-m", "iterations=0", "experiment=paper,arms/all", expect=1)
+    (sweep,) = (tmp_path / "outputs").glob("*/*")
+    assert {"experiment=paper", "experiment=arms_all"} == {
+        folder.name.partition("-")[0].partition(",")[0] for folder in sweep.iterdir() if folder.is_dir()
+    }
+    assert printed.count("`iterations` is 0; give a whole number") == 4  # in the log, and below the table
+    assert "not started" not in printed
+
+
 def test_folders_of_two_sweeps_started_together_differ(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     both = [
