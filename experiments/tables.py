@@ -101,6 +101,22 @@ def auto_threshold_table() -> str:
     return sweep_table("atlas_auto_threshold", {label: {override} for label, override in rows.items()}, "threshold")
 
 
+def polluted_table() -> str:
+    """Rules on pools of the embedded world that are polluted more and more."""
+    rules = {
+        "the paper's rule": "ppl_difference",
+        "recommended": "recommended",
+        "random": "random",
+        "no filter": "all",
+    }
+    rows = {
+        f"{float(share):.0%}, {label}": {f"+expansion.off_task={share}", f"selection={rule}"}
+        for share in ("0", "0.25", "0.5", "0.75")
+        for label, rule in rules.items()
+    }
+    return sweep_table("atlas_polluted", rows, "off-task, filter")
+
+
 def sweep_table(name: str, rows: dict[str, set[str]], label: str) -> str:
     """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
     columns = {
@@ -142,7 +158,7 @@ def _show(value: float) -> str:
 
 if __name__ == "__main__":
     tables = (
-        *(default_table, threshold_table, auto_threshold_table, replay_table, expansion_table),
+        *(default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table),
         *(transfer_table, teacher_table),
     )
     print("\n\n".join(table() for table in tables))
