@@ -30,8 +30,8 @@ check: install  ## what CI runs: style, types, layers, tests
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
 
-soak: install  ## the slow tests: runs and sweeps killed at random moments
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto -m slow
+soak: install  ## the slow tests: killed runs and sweeps, several processes, searches, the bench
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 audit: install  ## the pinned packages: known vulnerabilities, and licences; needs a network
 	$(PYTHON) -m venv .venv/audit

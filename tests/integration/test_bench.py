@@ -9,6 +9,8 @@ import pytest
 
 from tests import fabricated
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lm_eval")
 BENCH = Path(__file__).parents[2] / "experiments" / "bench"
 

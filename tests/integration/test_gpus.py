@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SWEEP = [
     *("-m", "threshold=0.5,1.5", "iterations=1", "expansion.num_drafts=8", "task.epochs=1"),
     *("training.replay.num_texts=4", "store=off", "tracking.mode=disabled", "hydra.sweep.subdir=${hydra.job.num}"),

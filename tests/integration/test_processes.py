@@ -25,6 +25,8 @@ from tskd.models import LanguageModel, Weights, weights_of
 from tskd.modules import generator, workers
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
+
+pytestmark = pytest.mark.slow
 """
 
 

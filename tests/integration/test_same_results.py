@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     *("iterations=2", "expansion.num_drafts=24", "task.epochs=2", "training.replay.num_texts=12"),
     *("store=off", "tracking.mode=disabled"),

@@ -13,6 +13,8 @@ from tskd import config
 from tskd.metrics import METRICS
 from tskd.run import OBJECTIVE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WANDB = yaml.safe_load((ROOT / "experiments" / "wandb_sweep.yaml").read_text())
 
