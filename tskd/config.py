@@ -176,6 +176,8 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
     """
     if not is_dataclass(kind):
         raise ConfigError(f"`{where}` names {kind!r}, which is no dataclass; its fields are what can be set.")
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"`{where}` is {node!r}; give settings.")
     hints = get_type_hints(kind, include_extras=True)
     settable = {field.name: field for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
     values, problems = {}, []
