@@ -31,6 +31,13 @@ def test_the_tables_in_the_text_equal_the_committed_results():
     assert tables.teacher_table() in text
 
 
+def test_the_table_of_the_bench_equals_the_committed_measurements(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS / "bench"))
+    bench = load(EXPERIMENTS / "bench" / "run.py")
+    measured = json.loads((EXPERIMENTS / "bench" / "results" / "one_thread.json").read_text())["measurements"]
+    assert bench.speed_table(measured) in (EXPERIMENTS / "bench" / "README.md").read_text()
+
+
 def test_the_table_of_the_arms_equals_the_committed_results():
     arms = load(EXPERIMENTS / "arms.py")
     assert arms.table(arms.read()) in (EXPERIMENTS / "README.md").read_text()
