@@ -77,6 +77,24 @@ def test_what_texts_repeat_of_given_ones_is_shown_where_it_was_audited(tmp_path)
     assert "responses that repeat, %" not in shown
 
 
+def test_a_seed_that_follows_the_runs_is_its_seed_and_one_of_its_own_is_a_setting(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"{seed}", [f"seed={seed}"], seed=seed, others={"answer": {"seed": seed}})
+    (study,) = runs.collect([tmp_path]).studies
+    assert [(0, 1)] == [arm.seeds for arm in study.arms]
+    write_run(tmp_path / "own", ["seed=1", "answer.seed=7"], seed=1, others={"answer": {"seed": 7}})
+    (study,) = runs.collect([tmp_path]).studies
+    assert 3 == len(study.arms)
+
+
+def test_a_group_that_is_nothing_in_some_runs_makes_none_of_them_of_another_version(tmp_path):
+    write_run(tmp_path / "a", ["experiment=a"], others={"answer": None})
+    write_run(tmp_path / "b", ["experiment=b"], others={"answer": {"by": "x"}})
+    collection = runs.collect([tmp_path])
+    assert not any("another version" in said for said in collection.left_out)
+    assert ["experiment=a", "experiment=b"] == [arm.label for arm in collection.studies[0].arms]
+
+
 def test_runs_that_were_asked_other_questions_are_said_and_not_averaged(tmp_path):
     write_run(tmp_path / "a", questions=50)
     write_run(tmp_path / "b", questions=60, seed=1)

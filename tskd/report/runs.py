@@ -271,7 +271,8 @@ def _of_one_version(runs: Sequence[FinishedRun], said: list[str]) -> list[Finish
     }
     completed = []
     for run in runs:
-        lacking = {name: value for name, value in new.items() if not any(_within(name, own) for own in run.settings)}
+        own = list(run.settings)
+        lacking = {n: value for n, value in new.items() if not any(_within(n, o) or _within(o, n) for o in own)}
         if lacking:
             said.append(
                 f"{run.folder} is of another version, without {_listed(sorted(lacking))}: taken to be as in the others."
@@ -303,16 +304,24 @@ def _with_names_apart(studies: Sequence[Study]) -> Iterator[Study]:
 
 def _arms(runs: Sequence[FinishedRun], said: list[str]) -> tuple[Arm, ...]:
     by_settings: dict[str, dict[int, FinishedRun]] = defaultdict(dict)
+    seeds = {SEED, *_following(runs)}
     for run in sorted(runs, key=lambda run: (run.folder / "result.json").stat().st_mtime):
-        decisive = sorted((k, repr(v)) for k, v in run.settings.items() if k != SEED and k not in INDIFFERENT)
+        decisive = sorted((k, repr(v)) for k, v in run.settings.items() if k not in seeds and k not in INDIFFERENT)
         same = by_settings[repr(decisive)]
         if run.seed in same:
             said.append(f"{same[run.seed].folder} was run again in {run.folder}; the later one counts.")
         same[run.seed] = run
     groups = [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in by_settings.values()]
-    named = zip(labels([group[0] for group in groups], (SEED,)), groups, strict=True)
+    named = zip(labels([group[0] for group in groups], seeds), groups, strict=True)
     arms = [Arm(label, group[0].settings, group) for label, group in named]
     return tuple(sorted(arms, key=lambda arm: _natural(arm.label)))
+
+
+def _following(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """The settings that have the run's own seed in every run that has them, as a rule that draws by chance."""
+    for name in {name for run in runs for name in run.settings if name.endswith(f".{SEED}")}:
+        if all(run.settings.get(name) in (None, run.seed) for run in runs):
+            yield name
 
 
 def labels(runs: Sequence[FinishedRun], apart: Collection[str] = ()) -> list[str]:
