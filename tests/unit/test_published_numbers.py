@@ -34,8 +34,9 @@ def test_the_tables_in_the_text_equal_the_committed_results():
 def test_the_table_of_the_bench_equals_the_committed_measurements(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS / "bench"))
     bench = load(EXPERIMENTS / "bench" / "run.py")
-    measured = json.loads((EXPERIMENTS / "bench" / "results" / "one_thread.json").read_text())["measurements"]
-    assert bench.speed_table(measured) in (EXPERIMENTS / "bench" / "README.md").read_text()
+    text, results = (EXPERIMENTS / "bench" / "README.md").read_text(), EXPERIMENTS / "bench" / "results"
+    assert bench.speed_table(json.loads((results / "one_thread.json").read_text())["measurements"]) in text
+    assert bench.report(json.loads((results / "sweep.json").read_text())) in text
 
 
 def test_the_table_of_the_arms_equals_the_committed_results():
