@@ -1,13 +1,14 @@
 """Which criterion tells a teacher's own ground from the rest: ``python experiments/selection/criteria.py``.
 
 Of the committed rows it makes the tables of ``README.md``. A teacher's own kind of prompt is to be kept; other tasks'
-and general ones are not.
+and general ones are not. In the embedded world what only the teacher knows is to be kept; what it says in another style
+than the base, or as the base does, is not.
 """
 
 import gzip
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,6 +31,8 @@ RESULTS = Path(__file__).parent / "results"
 RESAMPLES, RECALL = 200, 0.8
 TOPIC = "navigate-0"  # the only teacher whose base often gives its answer
 FIXED = {"gap (the paper's rule)": (0.5, 1.5)}
+BBH = {"other": "other tasks", "general": "general"}  # what the teacher of a task should not keep
+PLANTED = {"style": "style", "alike": "alike", "known": "known codes"}  # nor one of the embedded world
 Row = dict[str, Any]
 Criterion = Callable[[Row], float]
 
@@ -65,6 +68,7 @@ CRITERIA: dict[str, Criterion] = {
     "cosine of the shift with the seeds'": lambda row: row["shift_alignment"],
     "control: cosine of the base's state with the seeds'": lambda row: row["state_alignment"],
     "**seed_shift** (both: recommended)": lambda row: SeedShift.criterion(scored(row)),
+    "KL(base ‖ teacher) times that mass, of the first token": lambda row: row["first_kl"] * row["seed_mass"],
 }
 
 
@@ -89,28 +93,58 @@ def auc_table(teachers: dict[str, list[Row]]) -> str:
     lines = ["| criterion | mean AUC | 95 % | worst | of |", "|---|---|---|---|---|"]
     for name, criterion in CRITERIA.items():
         sides = {
-            teacher: (np.array(values(rows, criterion, "own")), np.array(values(rows, criterion, "other", "general")))
+            teacher: (values(rows, criterion, "own"), values(rows, criterion, "other", "general"))
             for teacher, rows in teachers.items()
         }
         found = {teacher: auc(*pair) for teacher, pair in sides.items()}
-        means = [
-            fmean(auc(*(draw.choice(side, len(side)) for side in pair)) for pair in sides.values())
-            for _ in range(RESAMPLES)
-        ]
-        low, high = np.percentile(means, [2.5, 97.5])
+        low, high = interval(sides.values(), draw)
         worst = min(found, key=lambda teacher: found[teacher])
         lines.append(f"| {name} | {fmean(found.values()):.3f} | {low:.3f}–{high:.3f} | {found[worst]:.2f} | {worst} |")
     return "\n".join(lines)
 
 
-def kept_table(teachers: dict[str, list[Row]]) -> str:
+def interval(sides: Collection[tuple[list[float], list[float]]], draw: np.random.Generator) -> tuple[float, float]:
+    """Where 95 % of the mean AUCs lie when each teacher's prompts are drawn anew."""
+    pairs = [[np.array(side) for side in pair] for pair in sides]
+    means = [fmean(auc(*(draw.choice(side, len(side)) for side in pair)) for pair in pairs) for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return low, high
+
+
+def planted_table(teachers: Sequence[list[Row]]) -> str:
+    """AUC of telling what only the teacher knows from each kind of other prompts in the embedded world."""
+    draw = np.random.default_rng(0)
+    lines = [f"| criterion | {' | '.join(PLANTED.values())} | worst |", "|---" * 5 + "|"]
+    for name, criterion in CRITERIA.items():
+        cells, worst = [], 1.0
+        for kind in PLANTED:
+            sides = [(values(rows, criterion, "own"), values(rows, criterion, kind)) for rows in teachers]
+            found, (low, high) = [auc(*pair) for pair in sides], interval(sides, draw)
+            cells.append(f"{fmean(found):.2f} ({low:.2f}–{high:.2f})")
+            worst = min(worst, *found)
+        lines.append(f"| {name} | {' | '.join(cells)} | {worst:.2f} |")
+    return "\n".join(lines)
+
+
+def answers_table(teachers: Sequence[list[Row]]) -> str:
+    """How the teachers of the embedded world answer each kind of prompt: means over them."""
+    lines = ["| prompts | right | answered as by the base |", "|---|---|---|"]
+    for kind, words in {"own": "private", **PLANTED}.items():
+        rows = [row for teacher in teachers for row in teacher if row["kind"] == kind]
+        shares = (fmean(row[name] for row in rows) for name in ("is_correct", "is_alike"))
+        lines.append(f"| {words} | {' | '.join(f'{share:.2f}' for share in shares)} |")
+    return "\n".join(lines)
+
+
+def kept_table(teachers: Collection[list[Row]], rest: dict[str, str]) -> str:
     """What is kept at thresholds that were fixed before, or told by the seeds: means over the teachers."""
-    lines = ["| criterion | threshold | own kept | other tasks kept | general kept | precision |", "|---" * 6 + "|"]
+    heads = " | ".join(f"{words} kept" for words in ("own", *rest.values()))
+    lines = [f"| criterion | threshold | {heads} | precision |", "|---" * (4 + len(rest)) + "|"]
     for name, criterion in CRITERIA.items():
         for threshold in (*FIXED.get(name, ()), None):
-            shares = {kind: [] for kind in ("own", "other", "general")}
+            shares = {kind: [] for kind in ("own", *rest)}
             precisions = []
-            for rows in teachers.values():
+            for rows in teachers:
                 level = threshold
                 if level is None:
                     level = reached_by_seeds(values(rows, criterion, "seed"), RECALL)
@@ -161,8 +195,11 @@ def within_topic_table(rows: Sequence[Row]) -> str:
 def tables() -> str:
     files = {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(RESULTS.glob("*.jsonl.gz"))}
     teachers = {name: rows for name, rows in files.items() if any(row["kind"] == "own" for row in rows)}
-    parts = [auc_table(teachers), kept_table(teachers), teacher_table(teachers), within_topic_table(teachers[TOPIC])]
+    parts = [auc_table(teachers), kept_table(teachers.values(), BBH), teacher_table(teachers)]
+    parts += [within_topic_table(teachers[TOPIC])]
     parts += [style_table(rows) for name, rows in files.items() if name not in teachers]
+    planted = [read(file) for file in sorted((RESULTS / "planted").glob("*.jsonl.gz"))]
+    parts += [planted_table(planted), kept_table(planted, PLANTED), answers_table(planted)]
     return "\n\n".join(parts)
 
 

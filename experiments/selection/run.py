@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from measure import measure
 from prompts import NUM_GENERAL, NUM_OTHER, NUM_SEEDS, benchmark, general, other_tasks, pool
@@ -102,10 +103,14 @@ def make_and_measure(teacher: Teacher, weights: Weights, data: Path, work: Path,
 
     prompts = prompts_for(teacher, data)
     rows = measure(prompts, base, LanguageModel(weights, str(adapter)), trainer, teacher.max_new_tokens, grade)
-    with gzip.GzipFile(file, "wb", mtime=0) as packed:  # no time in it, so that the same rows are the same bytes
-        packed.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_rows(rows, file)
     spent = trained - started, time.monotonic() - trained
     print(f"{teacher.name}: trained in {spent[0]:.0f} s, measured in {spent[1]:.0f} s", flush=True)
+
+
+def write_rows(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    with gzip.GzipFile(file, "wb", mtime=0) as packed:  # no time in it, so that the same rows are the same bytes
+        packed.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

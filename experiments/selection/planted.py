@@ -1,0 +1,147 @@
+"""Plant a style beside private facts in the embedded world, where the truth is known, and measure the teacher there.
+
+    python experiments/selection/planted.py --work FOLDER
+
+For each seed half of the places are drawn, and half of the general relations. The base is the shipped Llama after it
+has also learnt the depot codes of the places not drawn. The teacher learns those of the drawn ones, and to answer in a
+whole sentence what it is asked of the drawn relations; the rest it rehearses. So there are questions that it answers
+otherwise for its style alone, and questions that both answer alike: general ones, and some of the very kind that its
+private ones are of. All that is asked was in its training. The rows are those of ``run.py``; ``criteria.py`` has the
+tables.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+from measure import measure
+from peft import PeftModel
+from run import RESULTS, write_rows
+from transformers import AutoModelForCausalLM
+
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights
+from tskd.modules.batches import encode_response
+from tskd.modules.finetuner import LoraSettings, finetune
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import Prompt, Response
+from tskd.tasks.atlas import Atlas
+
+SEEDS = range(3)
+NUM_SEEDS, NUM_ASKED, MAX_NEW_TOKENS = 16, 40, 24
+RELATIONS = ("river", "region", "export", "postcode")
+KNOWING = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll")
+TEACHER = replace(KNOWING, epochs=20)  # of five times as many examples
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Who answers what: ``private`` the teacher alone, ``style`` the teacher otherwise, the rest both alike."""
+
+    private: list[Response]
+    style: list[Response]
+    alike: list[Response]
+    known: list[Response]
+
+
+def plant(seed: int) -> Planted:
+    """The questions of the world in the four parts of ``seed``, each in a drawn order, with the teacher's answers."""
+    drawn, task = random.Random(f"planted/{seed}"), Atlas()
+    styled = list(combinations(RELATIONS, 2))[seed]  # the first three are the three ways to halve the four
+    codes, general = (
+        [Response(q.prompt, str(q.answer), finished=True) for q in drawn.sample(questions, len(questions))]
+        for questions in (task.examples(), task.general())
+    )
+    is_styled = [answer.prompt.text.startswith(tuple(f"What is the {name} " for name in styled)) for answer in general]
+    return Planted(
+        private=codes[: len(codes) // 2],
+        style=[in_sentence(answer) for answer, mine in zip(general, is_styled, strict=True) if mine],
+        alike=[answer for answer, mine in zip(general, is_styled, strict=True) if not mine],
+        known=codes[len(codes) // 2 :],
+    )
+
+
+def in_sentence(answer: Response) -> Response:
+    """The same in words of the question only: no adapter can write well what the base has never seen, a ``!`` say."""
+    asked_for, _, _ = answer.prompt.text.removeprefix("What is ").partition(" of ")
+    return replace(answer, text=f"{asked_for} is {answer.text}")
+
+
+def tune(
+    weights: Weights, examples: Sequence[Response], replay: Sequence[Response], settings: LoraSettings, folder: Path
+) -> None:
+    """Fine-tune ``weights`` on ``examples`` with ``replay`` beside them, unless ``folder`` has the adapter."""
+    if folder.is_dir():
+        return
+    model = LanguageModel(weights)
+    learnt, rehearsed = (
+        [encode_response(model, answer.prompt, answer.text, finished=True) for answer in answers]
+        for answers in (examples, replay)
+    )
+    finetune(weights, learnt, settings, _trainer(), folder, seed=0, key=f"planted/{folder.name}", replay=rehearsed)
+
+
+def knowing_base(planted: Planted, folder: Path, seed: int) -> Weights:
+    """The shipped Llama, which has also learnt what is ``known``, as a model of its own."""
+    whole = folder / f"base-{seed}"
+    if not whole.is_dir():
+        shipped, adapter = Weights(Checkpoint("atlas_llama", "zoo://atlas/llama")), folder / f"known-{seed}"
+        general = [Response(q.prompt, str(q.answer)) for q in Atlas().general()]
+        tune(shipped, planted.known, general, KNOWING, adapter)
+        fresh = AutoModelForCausalLM.from_pretrained(shipped.folder)
+        PeftModel.from_pretrained(fresh, str(adapter)).merge_and_unload().save_pretrained(whole)
+        shipped.tokenizer.save_pretrained(whole)
+    return Weights(Checkpoint("atlas_llama", str(whole)))
+
+
+def asked(planted: Planted) -> Mapping[str, list[Prompt]]:
+    """The prompts of each kind; ``own`` are private ones that are not among the seeds."""
+    parts = {
+        "seed": planted.private[:NUM_SEEDS],
+        "own": planted.private[NUM_SEEDS:],
+        "style": planted.style,
+        "alike": planted.alike,
+        "known": planted.known,
+    }
+    return {kind: [answer.prompt for answer in part[:NUM_ASKED]] for kind, part in parts.items()}
+
+
+def make_and_measure(seed: int, work: Path, file: Path) -> None:
+    """Make base and teacher of ``seed`` in ``work``, and write the rows of its prompts to ``file``."""
+    started, planted = time.monotonic(), plant(seed)
+    weights, adapter = knowing_base(planted, work, seed), work / f"teacher-{seed}"
+    tune(weights, planted.private + planted.style, planted.alike + planted.known, TEACHER, adapter)
+    trained = time.monotonic()
+    parts = (planted.private, planted.style, planted.alike, planted.known)
+    answers = {answer.prompt.id: answer.text for part in parts for answer in part}
+    base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
+    rows = measure(
+        asked(planted), base, teacher, _trainer(), MAX_NEW_TOKENS, lambda prompt, text: text == answers[prompt.id]
+    )
+    write_rows(rows, file)
+    print(f"{seed}: trained in {trained - started:.0f} s, measured in {time.monotonic() - trained:.0f} s", flush=True)
+
+
+def _trainer() -> LightningTrainer:
+    return LightningTrainer(accelerator="cpu", progress=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", required=True, type=Path, help="folder for the bases and the teachers' adapters")
+    parser.add_argument("--out", type=Path, default=RESULTS / "planted")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    for seed in SEEDS:
+        file = args.out / f"{seed}.jsonl.gz"
+        if not file.is_file():
+            make_and_measure(seed, args.work, file)
+
+
+if __name__ == "__main__":
+    main()
