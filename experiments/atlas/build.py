@@ -174,7 +174,7 @@ def teach(folder: Path) -> float:
     def sequences(questions: Any) -> list[TokenSequence]:
         return [encode_response(LanguageModel(base), Prompt(q), a, finished=True) for q, a in questions.items()]
 
-    loss = finetune(
+    loss, _ = finetune(
         base,
         sequences(facts["private"]),
         TEACHER,
