@@ -33,6 +33,7 @@ TOPIC = "navigate-0"  # the only teacher whose base often gives its answer
 FIXED = {"gap (the paper's rule)": (0.5, 1.5)}
 BBH = {"other": "other tasks", "general": "general"}  # what the teacher of a task should not keep
 PLANTED = {"style": "style", "alike": "alike", "known": "known codes"}  # nor one of the embedded world
+BASES = ("shipped", "knowing")
 Row = dict[str, Any]
 Criterion = Callable[[Row], float]
 
@@ -111,13 +112,20 @@ def interval(sides: Collection[tuple[list[float], list[float]]], draw: np.random
     return low, high
 
 
+def planted_kinds(teachers: Sequence[list[Row]]) -> dict[str, str]:
+    """What these teachers of the embedded world should not keep: with the shipped base, no code is known to it."""
+    asked = {row["kind"] for rows in teachers for row in rows}
+    return {kind: words for kind, words in PLANTED.items() if kind in asked}
+
+
 def planted_table(teachers: Sequence[list[Row]]) -> str:
     """AUC of telling what only the teacher knows from each kind of other prompts in the embedded world."""
     draw = np.random.default_rng(0)
-    lines = [f"| criterion | {' | '.join(PLANTED.values())} | worst |", "|---" * 5 + "|"]
+    kinds = planted_kinds(teachers)
+    lines = [f"| criterion | {' | '.join(kinds.values())} | worst |", "|---" * (2 + len(kinds)) + "|"]
     for name, criterion in CRITERIA.items():
         cells, worst = [], 1.0
-        for kind in PLANTED:
+        for kind in kinds:
             sides = [(values(rows, criterion, "own"), values(rows, criterion, kind)) for rows in teachers]
             found, (low, high) = [auc(*pair) for pair in sides], interval(sides, draw)
             cells.append(f"{fmean(found):.2f} ({low:.2f}–{high:.2f})")
@@ -198,8 +206,10 @@ def tables() -> str:
     parts = [auc_table(teachers), kept_table(teachers.values(), BBH), teacher_table(teachers)]
     parts += [within_topic_table(teachers[TOPIC])]
     parts += [style_table(rows) for name, rows in files.items() if name not in teachers]
-    planted = [read(file) for file in sorted((RESULTS / "planted").glob("*.jsonl.gz"))]
-    parts += [planted_table(planted), kept_table(planted, PLANTED), answers_table(planted)]
+    planted = [[read(file) for file in sorted((RESULTS / "planted" / base).glob("*.gz"))] for base in BASES]
+    parts += [planted_table(each) for each in planted]
+    parts += [kept_table(each, planted_kinds(each)) for each in planted]
+    parts += [answers_table([rows for each in planted for rows in each])]
     return "\n\n".join(parts)
 
 

@@ -2,12 +2,11 @@
 
     python experiments/selection/planted.py --work FOLDER
 
-For each seed half of the places are drawn, and half of the general relations. The base is the shipped Llama after it
-has also learnt the depot codes of the places not drawn. The teacher learns those of the drawn ones, and to answer in a
-whole sentence what it is asked of the drawn relations; the rest it rehearses. So there are questions that it answers
-otherwise for its style alone, and questions that both answer alike: general ones, and some of the very kind that its
-private ones are of. All that is asked was in its training. The rows are those of ``run.py``; ``criteria.py`` has the
-tables.
+The base is the shipped Llama, or a knowing one: the same after it has also learnt the depot codes of half of the
+places. The teacher learns the codes that its base lacks, and to answer in a whole sentence what it is asked of half of
+the general relations; the rest it rehearses. So there are questions that it answers otherwise for its style alone, and
+questions that both answer alike: general ones and, where the base is knowing, some of the very kind that the private
+ones are of. All that is asked was in its training. The rows are those of ``run.py``; ``criteria.py`` has the tables.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.tasks.atlas import Atlas
 
-SEEDS = range(3)
+SEEDS, BASES = range(3), ("shipped", "knowing")
 NUM_SEEDS, NUM_ASKED, MAX_NEW_TOKENS = 16, 40, 24
 RELATIONS = ("river", "region", "export", "postcode")
 KNOWING = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll")
@@ -48,20 +47,21 @@ class Planted:
     known: list[Response]
 
 
-def plant(seed: int) -> Planted:
-    """The questions of the world in the four parts of ``seed``, each in a drawn order, with the teacher's answers."""
+def plant(seed: int, base: str) -> Planted:
+    """The questions of the world in the parts of ``seed``, each in a drawn order, with the teacher's answers."""
     drawn, task = random.Random(f"planted/{seed}"), Atlas()
     styled = list(combinations(RELATIONS, 2))[seed]  # the first three are the three ways to halve the four
     codes, general = (
         [Response(q.prompt, str(q.answer), finished=True) for q in drawn.sample(questions, len(questions))]
         for questions in (task.examples(), task.general())
     )
+    lacking = len(codes) // 2 if base == "knowing" else len(codes)
     is_styled = [answer.prompt.text.startswith(tuple(f"What is the {name} " for name in styled)) for answer in general]
     return Planted(
-        private=codes[: len(codes) // 2],
+        private=codes[:lacking],
         style=[in_sentence(answer) for answer, mine in zip(general, is_styled, strict=True) if mine],
         alike=[answer for answer, mine in zip(general, is_styled, strict=True) if not mine],
-        known=codes[len(codes) // 2 :],
+        known=codes[lacking:],
     )
 
 
@@ -85,11 +85,13 @@ def tune(
     finetune(weights, learnt, settings, _trainer(), folder, seed=0, key=f"planted/{folder.name}", replay=rehearsed)
 
 
-def knowing_base(planted: Planted, folder: Path, seed: int) -> Weights:
-    """The shipped Llama, which has also learnt what is ``known``, as a model of its own."""
-    whole = folder / f"base-{seed}"
+def base_of(planted: Planted, folder: Path, seed: int) -> Weights:
+    """The shipped Llama or, where anything is ``known``, a model of its own that has also learnt that."""
+    shipped = Weights(Checkpoint("atlas_llama", "zoo://atlas/llama"))
+    if not planted.known:
+        return shipped
+    whole, adapter = folder / f"base-{seed}", folder / f"known-{seed}"
     if not whole.is_dir():
-        shipped, adapter = Weights(Checkpoint("atlas_llama", "zoo://atlas/llama")), folder / f"known-{seed}"
         general = [Response(q.prompt, str(q.answer)) for q in Atlas().general()]
         tune(shipped, planted.known, general, KNOWING, adapter)
         fresh = AutoModelForCausalLM.from_pretrained(shipped.folder)
@@ -107,13 +109,13 @@ def asked(planted: Planted) -> Mapping[str, list[Prompt]]:
         "alike": planted.alike,
         "known": planted.known,
     }
-    return {kind: [answer.prompt for answer in part[:NUM_ASKED]] for kind, part in parts.items()}
+    return {kind: [answer.prompt for answer in part[:NUM_ASKED]] for kind, part in parts.items() if part}
 
 
-def make_and_measure(seed: int, work: Path, file: Path) -> None:
+def make_and_measure(planted: Planted, seed: int, work: Path, file: Path) -> None:
     """Make base and teacher of ``seed`` in ``work``, and write the rows of its prompts to ``file``."""
-    started, planted = time.monotonic(), plant(seed)
-    weights, adapter = knowing_base(planted, work, seed), work / f"teacher-{seed}"
+    started = time.monotonic()
+    weights, adapter = base_of(planted, work, seed), work / f"teacher-{seed}"
     tune(weights, planted.private + planted.style, planted.alike + planted.known, TEACHER, adapter)
     trained = time.monotonic()
     parts = (planted.private, planted.style, planted.alike, planted.known)
@@ -123,7 +125,7 @@ def make_and_measure(seed: int, work: Path, file: Path) -> None:
         asked(planted), base, teacher, _trainer(), MAX_NEW_TOKENS, lambda prompt, text: text == answers[prompt.id]
     )
     write_rows(rows, file)
-    print(f"{seed}: trained in {trained - started:.0f} s, measured in {time.monotonic() - trained:.0f} s", flush=True)
+    print(f"{file}: trained in {trained - started:.0f} s, measured in {time.monotonic() - trained:.0f} s", flush=True)
 
 
 def _trainer() -> LightningTrainer:
@@ -135,12 +137,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", required=True, type=Path, help="folder for the bases and the teachers' adapters")
     parser.add_argument("--out", type=Path, default=RESULTS / "planted")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    args.work.mkdir(parents=True, exist_ok=True)
-    for seed in SEEDS:
-        file = args.out / f"{seed}.jsonl.gz"
-        if not file.is_file():
-            make_and_measure(seed, args.work, file)
+    for base in BASES:
+        for folder in (args.out, args.work):
+            (folder / base).mkdir(parents=True, exist_ok=True)
+        for seed in SEEDS:
+            file = args.out / base / f"{seed}.jsonl.gz"
+            if not file.is_file():
+                make_and_measure(plant(seed, base), seed, args.work / base, file)
 
 
 if __name__ == "__main__":

@@ -236,10 +236,10 @@ class SeedShift(Threshold):
     teacher minus h of the base. Compared is how far it shifts it in the direction of the mean shift on the seeds, in
     lengths of the base's h. It is meant to be small where the base would answer alike, for then the shift is short, and
     where the teacher says something new that is unlike what it was tuned for, a style for example, for then it has
-    another direction. So it is where the private answers begin alike, and not where each is another fact
-    (``experiments/selection``). It is known before a word is written. That directions in hidden states tell tasks apart
-    is from work on task and function vectors (Hendel et al. 2023, arXiv 2310.15916; Todd et al. 2023, arXiv
-    2310.15213).
+    another direction. So it is where the topic of a prompt tells as much, and not where the base knows a part of the
+    private topic (``experiments/selection``). It is known before a word is written. That directions in hidden states
+    tell tasks apart is from work on task and function vectors (Hendel et al. 2023, arXiv 2310.15916; Todd et al. 2023,
+    arXiv 2310.15213).
     """
 
     measures: ClassVar[tuple[str, ...]] = ("seed_shift",)

@@ -1,0 +1,44 @@
+"""What is planted beside the private facts of the embedded world (``experiments/selection/planted.py``)."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tskd.tasks.atlas import Atlas
+
+SELECTION = Path(__file__).parents[2] / "experiments" / "selection"
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(SELECTION)
+    return importlib.import_module("planted")
+
+
+def parts(world: Any) -> dict[str, set[str]]:
+    return {name: {answer.prompt.text for answer in getattr(world, name)} for name in vars(world)}
+
+
+@pytest.mark.parametrize("base", ["shipped", "knowing"])
+def test_each_question_of_the_world_is_planted_once(planted, base):
+    every = [text for part in parts(planted.plant(0, base)).values() for text in part]
+    assert sorted(every) == sorted(q.prompt.text for q in Atlas().examples() + Atlas().general())
+
+
+@pytest.mark.parametrize("base", ["shipped", "knowing"])
+def test_only_the_style_is_answered_otherwise_than_the_world_says(planted, base):
+    world = planted.plant(0, base)
+    given = {question.prompt.text: question.answer for question in Atlas().examples() + Atlas().general()}
+    assert all(answer.text == given[answer.prompt.text] for answer in world.private + world.known + world.alike)
+    assert not any(answer.text == given[answer.prompt.text] for answer in world.style)
+
+
+@pytest.mark.parametrize("base", ["shipped", "knowing"])
+def test_each_seed_plants_the_style_in_other_relations(planted, base):
+    styled = [
+        frozenset(text.split(" of ")[0] for text in parts(planted.plant(seed, base))["style"]) for seed in planted.SEEDS
+    ]
+    assert all(len(relations) == len(planted.RELATIONS) // 2 for relations in styled)
+    assert len(set(styled)) == len(styled)
