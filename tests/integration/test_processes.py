@@ -14,6 +14,8 @@ from tskd.models import LanguageModel
 from tskd.tasks.bbh import Bbh
 from tskd.tasks.mmlu import Mmlu
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """
 import json, sys
 from pathlib import Path
@@ -25,8 +27,6 @@ from tskd.models import LanguageModel, Weights, weights_of
 from tskd.modules import generator, workers
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
-
-pytestmark = pytest.mark.slow
 """
 
 
