@@ -1,10 +1,14 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 from tskd.modules.trainer import LightningTrainer
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background; what is started here would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
