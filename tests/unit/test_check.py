@@ -191,7 +191,7 @@ def test_an_adapter_that_cannot_be_made_is_a_problem(tmp_path):
 
 def test_a_device_that_is_not_there_is_a_problem(tmp_path):
     if torch.cuda.is_available():
-        pytest.skip("it is there")
+        pytest.skip("this machine has a GPU, so that nothing is wrong")
     (problem,) = found(tmp_path, "trainer.accelerator=gpu").problems
     assert "`trainer.accelerator` is 'gpu'" in problem
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -171,9 +172,7 @@ def test_nothing_of_ours_unpickles_or_evaluates():
 def remote(tmp_path, llama):
     """A checkpoint that brings code of its own."""
     folder = tmp_path / "remote"
-    folder.mkdir()
-    for file in llama.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(llama, folder)
     settings = json.loads((folder / "config.json").read_text())
     settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"}}
     (folder / "config.json").write_text(json.dumps(settings))
@@ -281,9 +280,7 @@ def chat(folder):
 def models(tmp_path, llama):
     """A plain model, and a chat model that has the control tokens of several families."""
     folder = tmp_path / "chat"
-    folder.mkdir()
-    for file in llama.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(llama, folder)
     chat(folder)
     return [LanguageModel(tiny.weights(llama)), LanguageModel(Weights(Checkpoint("chat", str(folder))))]
 
