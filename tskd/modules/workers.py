@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Called = TypeVar("Called", bound=Callable[..., Any])
 PATIENCE = timedelta(days=7)  # the others have nothing to do while the first grades answers, or writes files
 FAREWELL = timedelta(minutes=1)  # how long the first process may take to end, once another one has failed
+LOOK_EVERY = 0.5  # seconds
 FAILED, ENDED = "tskd/failed", "tskd/ended"  # in the store: why, and that the first process has nothing more to do
 _store: Any = None  # torchrun's, which lives as long as any process
 _is_in_call = False
@@ -62,17 +63,21 @@ def together(main: Callable[[], None]) -> None:
         return
     _store, _, _ = next(iter(rendezvous("env://")))
     dist.init_process_group("gloo", timeout=PATIENCE, store=_store, rank=rank(), world_size=count())
-    Thread(target=_watch, args=[_store.clone()], daemon=True).start()
-    if rank() == 0:
-        try:
-            main()
-        finally:
-            if not _store.check([FAILED]):
-                _tell(None)
-            _store.set(ENDED, "")
-    else:
-        with suppress(Exception):  # it is noted, and the first process tells it
-            _serve()
+    watch = Thread(target=_watch, args=[_store.clone()], daemon=True)
+    watch.start()
+    try:
+        if rank() == 0:
+            try:
+                main()
+            finally:
+                if not _store.check([FAILED]):
+                    _tell(None)
+                _store.set(ENDED, "")
+        else:
+            with suppress(Exception):  # it is noted, and the first process tells it
+                _serve()
+    finally:
+        watch.join()  # Python aborts where it ends while a thread is within the store
     if dist.is_initialized():  # not where one has failed
         dist.destroy_process_group()
 
@@ -93,7 +98,7 @@ def _watch(store: Any) -> None:
     while not store.check([FAILED]):
         if store.check([ENDED]):
             return
-        time.sleep(0.5)
+        time.sleep(LOOK_EVERY)
     if rank() > 0:
         os._exit(0)  # with an error's number, torchrun would end the first process before it has told the cause
     if dist.is_initialized():  # what runs on a GPU does not notice that the others are gone; there it is not tried yet
