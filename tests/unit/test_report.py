@@ -17,7 +17,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from tests.fabricated_runs import write_run, write_sweep
 from tskd.errors import RunFolderError, TskdError
-from tskd.report import check_installed, diversity, figures, findings, runs, statistics, tables
+from tskd.report import check_installed, figures, findings, runs, statistics, tables
 from tskd.report.write import write
 
 ROOT = Path(__file__).parents[2]
@@ -255,21 +255,6 @@ def test_recovered_gain_is_the_runs_own_where_it_can_be_had_and_has_an_interval_
     assert 0.5 == pytest.approx(estimate.mean)
     assert estimate.interval[0] < 0.5 < estimate.interval[1]
     assert statistics.recovered_gain(before, before, after) is None
-
-
-def test_texts_that_are_alike_have_a_high_self_bleu_and_few_distinct_words():
-    alike, different = (
-        ["where is the harbour of Aham"] * 3,
-        ["where is Aham", "name two rivers", "who sells bread here"],
-    )
-    assert 100 == pytest.approx(diversity.self_bleu(alike))
-    assert diversity.self_bleu(different) < 40
-    assert diversity.distinct(alike, 2) == pytest.approx(5 / 15)
-    assert (1, None, None) == (
-        diversity.distinct(different, 2),
-        diversity.self_bleu(["one"]),
-        diversity.distinct([], 1),
-    )
 
 
 def test_failures_are_what_the_teacher_gets_right_and_the_target_does_not(found):

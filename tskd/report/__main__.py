@@ -37,6 +37,11 @@ def _report(arguments: Sequence[str]) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of runs or sweeps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: report in the first folder)")
     parser.add_argument("--watch", action="store_true", help="show the jobs while they run, and write nothing")
+    parser.add_argument(
+        "--embeddings",
+        metavar="MODEL",
+        help="a folder or a hub id: the prompts' Vendi score and mean distance by the mean of its last hidden states",
+    )
     given = parser.parse_args(arguments)
     if given.watch:
         watch.watch(given.folders, Console(highlight=False))
@@ -44,10 +49,15 @@ def _report(arguments: Sequence[str]) -> None:
     check_installed()
     from tskd.report.write import write
 
+    embed = None
+    if given.embeddings:
+        from tskd.report.embeddings import Embedder  # needs the models' code; the rest reads files
+
+        embed = Embedder(given.embeddings)
     collection = runs.collect(given.folders)
     for said in collection.left_out:
         print(said, file=sys.stderr)
-    for file in write(collection, given.out or given.folders[0] / "report"):
+    for file in write(collection, given.out or given.folders[0] / "report", embed):
         print(file)
     print(PRIVATE)
 

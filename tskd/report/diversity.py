@@ -1,12 +1,39 @@
 """How different the prompts are that expansion wrote."""
 
+import math
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
+import numpy as np
 from sacrebleu.metrics import BLEU  # type: ignore[attr-defined]
+from scipy import stats
+
+from tskd.report.statistics import Values
 
 SAMPLE = 32  # each is compared with all others, so the cost is its square
+MOST_EMBEDDED = 500
+
+
+class Embed(Protocol):
+    """Makes unit vectors of texts (N, H); ``name`` is the model's."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, texts: Sequence[str]) -> Values: ...
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far apart ``n`` texts are, as ``model`` embeds them."""
+
+    model: str
+    n: int
+    vendi: float
+    distance: float
 
 
 def distinct(texts: Sequence[str], n: int) -> float | None:
@@ -26,3 +53,33 @@ def self_bleu(texts: Sequence[str]) -> float | None:
         return None
     bleu = BLEU(effective_order=True)  # short prompts have no runs of four words
     return fmean(bleu.sentence_score(text, [*drawn[:i], *drawn[i + 1 :]]).score for i, text in enumerate(drawn))
+
+
+def spreads(kinds: Sequence[Sequence[str]], embed: Embed) -> list[Spread | None]:
+    """How far apart the texts of each kind are; a kind of less than two has no spread.
+
+    As many are drawn of each kind, with a fixed seed, as the smallest has, for a Vendi score grows with their number;
+    ``MOST_EMBEDDED`` at most.
+    """
+    n = min([MOST_EMBEDDED, *(len(texts) for texts in kinds if len(texts) > 1)])
+    drawn = [random.Random(0).sample(list(texts), n) if len(texts) > 1 else [] for texts in kinds]
+    distinct = list(dict.fromkeys(text for texts in drawn for text in texts))
+    vectors = dict(zip(distinct, embed(distinct), strict=True)) if distinct else {}
+    found = [np.array([vectors[text] for text in texts]) for texts in drawn]
+    return [Spread(embed.name, n, vendi(own), mean_distance(own)) if len(own) else None for own in found]
+
+
+def vendi(vectors: Values) -> float:
+    """The Vendi score (Friedman & Dieng 2023, TMLR, arXiv 2210.02410) of unit vectors (N, H), from 1, all alike, to N.
+
+    The exponential of the entropy of the eigenvalues of their cosines over N, which are the squares of the vectors' own
+    singular values.
+    """
+    singular = np.linalg.svd(vectors, compute_uv=False)
+    return math.exp(stats.entropy(singular**2))
+
+
+def mean_distance(vectors: Values) -> float:
+    """The mean of one minus the cosine, over all pairs of unit vectors (N, H)."""
+    n, total = len(vectors), vectors.sum(axis=0)
+    return float(1 - (total @ total - n) / (n * (n - 1)))

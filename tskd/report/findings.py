@@ -10,7 +10,7 @@ import numpy as np
 
 from tskd.records import PRIVATE, Graded
 from tskd.report import statistics
-from tskd.report.diversity import distinct, self_bleu
+from tskd.report.diversity import Embed, Spread, distinct, self_bleu, spreads
 from tskd.report.runs import Arm, FinishedRun, Study
 from tskd.report.statistics import Estimate, Values, over_seeds
 
@@ -33,6 +33,7 @@ class ArmFindings:
     distinct_1: float | None
     distinct_2: float | None
     self_bleu: float | None
+    spread: Spread | None = None
 
     @property
     def costs(self) -> dict[str, Estimate | None]:
@@ -107,8 +108,12 @@ def spent(row: Mapping[str, Any], cost: str) -> float:
     return float(sum(row.get(part) or 0 for part in COSTS[cost]))
 
 
-def of(study: Study) -> Findings:
+def of(study: Study, embed: Embed | None = None) -> Findings:
+    """``embed``, where it is given, is what the spread of prompts is measured by."""
     arms = tuple(_of_arm(arm) for arm in study.arms)
+    if embed is not None:
+        of_arms = spreads([_written(arm) for arm in study.arms], embed)
+        arms = tuple(replace(arm, spread=spread) for arm, spread in zip(arms, of_arms, strict=True))
     return Findings(study, arms, tuple(_comparisons(arms)), tuple(_failures(study)), tuple(_examples(study)))
 
 
@@ -120,8 +125,7 @@ def _of_arm(arm: Arm) -> ArmFindings:
     voices = [scores.get(voice) for voice in ("target before", "teacher", "target after")]
     before, teacher, after = (None if each is None or not len(each) else each for each in voices)
     shown = before is not None and teacher is not None and after is not None
-    written = [example.response.prompt for run in arm.runs for example in [*run.kept, *run.dropped]]
-    prompts = list(dict.fromkeys(prompt.text for prompt in written if not prompt.is_seed))
+    prompts = _written(arm)
     return ArmFindings(
         arm,
         {name: estimate for name, estimate in metrics.items() if estimate is not None},
@@ -131,6 +135,12 @@ def _of_arm(arm: Arm) -> ArmFindings:
         distinct(prompts, 2),
         self_bleu(prompts),
     )
+
+
+def _written(arm: Arm) -> list[str]:
+    """The distinct prompts that expansion wrote."""
+    asked = [example.response.prompt for run in arm.runs for example in [*run.kept, *run.dropped]]
+    return list(dict.fromkeys(prompt.text for prompt in asked if not prompt.is_seed))
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:

@@ -70,25 +70,31 @@ def _selection(found: Findings) -> Table:
         "audit/responses": Column("responses that repeat, %", 1, 100),
     }
     measured = [name for name in names if any(name in arm.metrics for arm in found.arms)]
+    spread = next((arm.spread for arm in found.arms if arm.spread), None)
     columns = (
         Column("arm"),
         *(names[name] for name in measured),
         Column("distinct-1", 3),
         Column("distinct-2", 3),
         Column("self-BLEU", 1),
+        *([Column("Vendi score", 1), Column("mean cosine distance", 3)] if spread else []),
     )
     rows = (
         (
             arm.arm.label,
             *(arm.metrics.get(name) for name in measured),
             *(arm.distinct_1, arm.distinct_2, arm.self_bleu),
+            *((arm.spread and arm.spread.vendi, arm.spread and arm.spread.distance) if spread else ()),
         )
         for arm in found.arms
     )
+    embedded = (
+        f"; Vendi score (from 1 to n) and distance of n = {spread.n}, embedded by {spread.model}" if spread else ""
+    )
     caption = (
         "What was written and what was kept: mean ± standard deviation [95 % t interval] over seeds; the diversity of "
-        "all prompts that were written (self-BLEU from 0 to 100, high means alike). To repeat is to have 8 words in a "
-        "row of seeds or private text (`tskd.audit`)."
+        f"all prompts that were written (self-BLEU from 0 to 100, high means alike{embedded}). "
+        "To repeat is to have 8 words in a row of seeds or private text (`tskd.audit`)."
     )
     return Table("selection", caption, columns, tuple(rows))
 

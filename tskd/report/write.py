@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tskd import artifacts
 from tskd.report import figures, findings, page, tables
+from tskd.report.diversity import Embed
 from tskd.report.findings import Findings
 from tskd.report.runs import Collected, Study
 from tskd.report.tables import Table
@@ -11,9 +12,9 @@ from tskd.report.tables import Table
 FEW = 5  # examples of each kind in the Markdown
 
 
-def write(collected: Collected, out: Path) -> list[Path]:
+def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[Path]:
     """Everything about the runs, in ``out``; comes back as the files that a reader begins with."""
-    found = [findings.of(study) for study in collected.studies]
+    found = [findings.of(study, embed) for study in collected.studies]
     folders = [out] if len(found) == 1 else [out / _folder(each.study) for each in found]
     about = [_runs(collected), *collected.left_out]
     parts = ["# Report", "\n".join(f"- {line}" for line in about)]
