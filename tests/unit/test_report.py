@@ -175,8 +175,8 @@ def test_means_and_intervals_over_seeds_are_scipys(found):
 
 
 def test_one_seed_has_no_interval_and_equal_ones_none_either():
-    assert statistics.Estimate(0.5, 1) == statistics.over_seeds([0.5])
-    assert statistics.Estimate(0.1, 3, 0.0) == statistics.over_seeds([0.1, 0.1, 0.1])
+    assert statistics.Estimate(0.5, 1) == statistics.estimate([0.5])
+    assert statistics.Estimate(0.1, 3, 0.0) == statistics.estimate([0.1, 0.1, 0.1])
 
 
 def test_a_metric_that_a_run_lacks_is_the_mean_of_those_that_have_it(tmp_path):

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ from tskd.records import PRIVATE, Graded
 from tskd.report import statistics
 from tskd.report.diversity import Embed, Spread, distinct, self_bleu, spreads
 from tskd.report.runs import Arm, FinishedRun, Study
-from tskd.report.statistics import Estimate, Values, over_seeds
+from tskd.report.statistics import Estimate, Values
 
-MOST_PAIRS = 45  # all of ten arms; of more, each is compared with the first alone
 COSTS = {
     "generated_tokens": ("cost/generated_tokens",),
     "trained_tokens": ("cost/trained_tokens",),
@@ -38,7 +36,7 @@ class ArmFindings:
     @property
     def costs(self) -> dict[str, Estimate | None]:
         return {
-            cost: over_seeds([spent(run.result, cost) for run in self.arm.runs if parts[0] in run.result])
+            cost: statistics.estimate([spent(run.result, cost) for run in self.arm.runs if parts[0] in run.result])
             for cost, parts in COSTS.items()
         }
 
@@ -120,7 +118,7 @@ def of(study: Study, embed: Embed | None = None) -> Findings:
 def _of_arm(arm: Arm) -> ArmFindings:
     results = [{**run.result, **run.repeats} for run in arm.runs]
     names = dict.fromkeys(name for result in results for name in result)
-    metrics = {name: over_seeds(_numbers(result.get(name) for result in results)) for name in names}
+    metrics = {name: statistics.estimate(_numbers(result.get(name) for result in results)) for name in names}
     scores = {voice: _scores(arm.runs, voice) for voice in arm.runs[0].graded}
     voices = [scores.get(voice) for voice in ("target before", "teacher", "target after")]
     before, teacher, after = (None if each is None or not len(each) else each for each in voices)
@@ -160,19 +158,16 @@ def _scores(runs: Sequence[FinishedRun], voice: str) -> Values:
 
 def _comparisons(arms: Sequence[ArmFindings]) -> list[Comparison]:
     evaluated = [arm for arm in arms if len(arm.scores.get("target after", ()))]
-    pairs = list(combinations(evaluated, 2))
-    if len(pairs) > MOST_PAIRS:
-        pairs = [(evaluated[0], other) for other in evaluated[1:]]
-    tested = [_compared(first, second) for first, second in pairs]
+    tested = [_compared(first, second) for first, second in statistics.pairs(evaluated)]
     corrected = statistics.holm([comparison["p"] for comparison in tested])
     return [Comparison(**each, p_holm=p) for each, p in zip(tested, corrected, strict=True)]
 
 
 def _compared(first: ArmFindings, second: ArmFindings) -> dict[str, Any]:
     ours, theirs = (arm.scores["target after"] for arm in (first, second))
-    one, other = ({run.seed: run.result.get("eval/accuracy") for run in arm.arm.runs} for arm in (first, second))
-    whole = [(one[seed], other[seed]) for seed in one if None not in (one[seed], other.get(seed))]
-    of_seeds = statistics.paired_over_seeds(*zip(*whole, strict=True)) if len(whole) > 1 else None
+    by_seed = ({run.seed: run.result.get("eval/accuracy") for run in arm.arm.runs} for arm in (first, second))
+    known = ({seed: value for seed, value in of_arm.items() if value is not None} for of_arm in by_seed)
+    over_seeds, p_over_seeds = statistics.paired_over_seeds(*known)
     return {
         "first": first.arm.label,
         "second": second.arm.label,
@@ -181,8 +176,8 @@ def _compared(first: ArmFindings, second: ArmFindings) -> dict[str, Any]:
         "only_first": float(np.clip(ours - theirs, 0, None).sum()),
         "only_second": float(np.clip(theirs - ours, 0, None).sum()),
         "p": statistics.paired_test(ours, theirs),
-        "over_seeds": None if of_seeds is None else of_seeds[0],
-        "p_over_seeds": None if of_seeds is None else of_seeds[1],
+        "over_seeds": over_seeds,
+        "p_over_seeds": p_over_seeds,
     }
 
 

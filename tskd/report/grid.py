@@ -20,11 +20,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tskd import config, rehearsal
-from tskd.report.runs import INDIFFERENT, FinishedRun, Settings, flat, runs_in
+from tskd.report.runs import INDIFFERENT, SUBSET, FinishedRun, Settings, flat, runs_in
 from tskd.stages.select import shown
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
-SUBSET = "task.subset"
 SWEPT = ("threshold", "seed", SUBSET)
 Scores = tuple[float, float, float]
 TRANSFER = ("teacher", "target before", "target after")  # by the names in evalplus/result.json

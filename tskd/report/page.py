@@ -32,11 +32,21 @@ FILTERS = """\
 """
 
 
-def page(about: Sequence[str], parts: Sequence[tuple[Findings, Sequence[Table], Path]]) -> str:
-    """The page: what is said of the runs, and each study with its tables and the folder where its figures are."""
+def page(
+    about: Sequence[str],
+    means: Sequence[tuple[str, Sequence[Table]]],
+    parts: Sequence[tuple[Findings, Sequence[Table], Path]],
+) -> str:
+    """The page: what is said of the runs, the means over subsets by name, and each study with its tables.
+
+    With each study comes the folder where its figures are.
+    """
     data: dict[str, Any] = {}
     links: list[str] = []
     body = [f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in about)}</ul>"]
+    for number, (name, of_means) in enumerate(means):
+        links.append(f'<a href="#means-{number}">{escape(name)}</a>')
+        body += [f'<h2 id="means-{number}">{escape(name)}</h2>', *map(_table, of_means)]
     for number, (found, made, folder) in enumerate(parts):
         key = f"study-{number}"
         links.append(f'<a href="#{key}">{escape(found.study.name)}</a>')
@@ -64,7 +74,7 @@ def _table(table: Table) -> str:
     )
     caption = f'<p class="caption">{escape(table.caption)}</p>'
     return (
-        f"<h3>{escape(table.name.capitalize())}</h3>{caption}"
+        f"<h3>{escape(table.title)}</h3>{caption}"
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
 

@@ -16,7 +16,7 @@ from tskd.records import PRIVATE, Graded, Scored
 
 Settings = Mapping[str, Any]
 VOICES = ("base", "teacher", "target before", "target after")
-SEED = "seed"
+SEED, SUBSET = "seed", "task.subset"
 # Where things are, and how they are computed, shown and graded safely: nothing here is meant to change a number.
 INDIFFERENT = {
     *("selection.threshold", "selection.like.threshold"),  # the root's
@@ -40,7 +40,7 @@ class FinishedRun:
 
     @property
     def subset(self) -> str:
-        return str(self.settings.get("task.subset", ""))
+        return str(self.settings.get(SUBSET, ""))
 
     @property
     def seed(self) -> int:
@@ -206,10 +206,16 @@ def collect(folders: Sequence[Path]) -> Collected:
     if len(by_questions) > 1:
         said.append(
             f"The runs were asked {len(by_questions)} different sets of held-out questions; "
-            "each has tables of its own, and nothing is averaged or compared across them."
+            "each has tables of its own. Nothing is averaged or compared across them but subsets of one benchmark, "
+            "where several were run alone."
         )
-    studies = [Study(_task(runs[0]), _arms(_of_one_version(runs, said), said)) for runs in by_questions.values()]
-    return Collected(tuple(_with_names_apart(sorted(studies, key=lambda study: study.name))), tuple(said))
+    studies = [
+        Study(" ".join(filter(None, [task_name(runs[0]), runs[0].subset])), _arms(_of_one_version(runs, said), said))
+        for runs in by_questions.values()
+    ]
+    studies.sort(key=lambda study: study.name)
+    names = names_apart([study.name for study in studies])
+    return Collected(tuple(replace(study, name=name) for study, name in zip(studies, names, strict=True)), tuple(said))
 
 
 def flat(node: Any) -> Settings:
@@ -291,33 +297,36 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(f"`{name}`" for name in names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
 
 
-def _task(run: FinishedRun) -> str:
-    return " ".join(filter(None, [str(run.settings["task._target_"]).rpartition(".")[2].lower(), run.subset]))
+def task_name(run: FinishedRun) -> str:
+    return str(run.settings["task._target_"]).rpartition(".")[2].lower()
 
 
-def _with_names_apart(studies: Sequence[Study]) -> Iterator[Study]:
-    names = [study.name for study in studies]
-    for place, study in enumerate(studies):
-        number = names[:place].count(study.name) + 1
-        yield replace(study, name=f"{study.name} ({number})") if names.count(study.name) > 1 else study
+def names_apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number each where several are the same."""
+    numbers = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({n})" if names.count(name) > 1 else name for name, n in zip(names, numbers, strict=True)]
 
 
 def _arms(runs: Sequence[FinishedRun], said: list[str]) -> tuple[Arm, ...]:
     by_settings: dict[str, dict[int, FinishedRun]] = defaultdict(dict)
-    seeds = {SEED, *_following(runs)}
+    seeds = {SEED, *following(runs)}
     for run in sorted(runs, key=lambda run: (run.folder / "result.json").stat().st_mtime):
-        decisive = sorted((k, repr(v)) for k, v in run.settings.items() if k not in seeds and k not in INDIFFERENT)
-        same = by_settings[repr(decisive)]
+        same = by_settings[decisive(run.settings, seeds)]
         if run.seed in same:
             said.append(f"{same[run.seed].folder} was run again in {run.folder}; the later one counts.")
         same[run.seed] = run
     groups = [tuple(by_seed[seed] for seed in sorted(by_seed)) for by_seed in by_settings.values()]
     named = zip(labels([group[0] for group in groups], seeds), groups, strict=True)
     arms = [Arm(label, group[0].settings, group) for label, group in named]
-    return tuple(sorted(arms, key=lambda arm: _natural(arm.label)))
+    return tuple(sorted(arms, key=lambda arm: natural(arm.label)))
 
 
-def _following(runs: Sequence[FinishedRun]) -> Iterator[str]:
+def decisive(settings: Settings, apart: Collection[str]) -> str:
+    """What is equal where the settings are, but for those that are ``apart`` or change no number."""
+    return repr(sorted((k, repr(v)) for k, v in settings.items() if k not in apart and k not in INDIFFERENT))
+
+
+def following(runs: Sequence[FinishedRun]) -> Iterator[str]:
     """The settings that have the run's own seed in every run that has them, as a rule that draws by chance."""
     for name in {name for run in runs for name in run.settings if name.endswith(f".{SEED}")}:
         if all(run.settings.get(name) in (None, run.seed) for run in runs):
@@ -351,7 +360,7 @@ def _setting(run: FinishedRun, name: str) -> str:
     return str(settings.get(f"{name}.checkpoint.name", made))
 
 
-def _natural(text: str) -> list[tuple[bool, float, str]]:
+def natural(text: str) -> list[tuple[bool, float, str]]:
     """Sorts numbers in a text by their value."""
     parts = re.split(r"(-?\d+(?:\.\d+)?)", text)
     return [(bool(i % 2), float(part) if i % 2 else 0.0, "" if i % 2 else part) for i, part in enumerate(parts)]

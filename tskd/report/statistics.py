@@ -5,9 +5,10 @@ Two things vary, and each has its own interval: over *seeds*, what another run o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ Interval = tuple[float, float]
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 BATCH = 1000  # resamples at a time, so that memory does not grow with them
+MOST_PAIRS = 45  # all of ten arms; of more, each is compared with the first alone
+Arm = TypeVar("Arm")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Estimate:
         return Estimate(factor * self.mean, self.n, None if self.sd is None else factor * self.sd, interval)
 
 
-def over_seeds(values: Sequence[float]) -> Estimate | None:
+def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean, standard deviation and t interval (``scipy.stats.ttest_1samp``), which equal values do not have.
 
     One value has no spread either; of none, ``None`` comes back.
@@ -99,12 +102,24 @@ def paired_test(first: Values, second: Values) -> float:
     )
 
 
-def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> tuple[Estimate, float | None] | None:
-    """The mean difference over common seeds, and the p value of the paired t test where it has one."""
-    estimate = over_seeds([a - b for a, b in zip(first, second, strict=True)])
-    if estimate is None:
-        return None
-    return estimate, float(stats.ttest_rel(first, second).pvalue) if estimate.interval else None
+def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[Estimate | None, float | None]:
+    """For values by seed: the mean difference over common seeds, and the p value of the paired t test.
+
+    Each is ``None`` where it cannot be had: with less than two seeds in common, and where the difference does not vary.
+    """
+    seeds = [seed for seed in first if seed in second]
+    if len(seeds) < 2:
+        return None, None
+    difference = estimate([first[seed] - second[seed] for seed in seeds])
+    varies = difference is not None and difference.interval is not None
+    test = [[values[seed] for seed in seeds] for values in (first, second)]
+    return difference, float(stats.ttest_rel(*test).pvalue) if varies else None
+
+
+def pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Which arms are compared: all with all; of very many, all with the first."""
+    found = list(combinations(arms, 2))
+    return found if len(found) <= MOST_PAIRS else [(arms[0], other) for other in arms[1:]]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,10 +2,12 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from tskd.report.findings import COSTS, ArmFindings, Findings
+from tskd.report import means
+from tskd.report.findings import COSTS, ArmFindings, Comparison, Findings
 from tskd.report.statistics import Estimate
 
 Value: TypeAlias = Estimate | float | int | str | None
@@ -30,10 +32,19 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Value, ...], ...]
 
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ").capitalize()
+
 
 def of(found: Findings) -> list[Table]:
     """The tables that hold numbers alone: nothing of prompts and answers is in them."""
     return [_results(found), _selection(found), _cost(found), *([_comparisons(found)] if found.comparisons else [])]
+
+
+def of_means(found: means.Means) -> list[Table]:
+    """The rows that papers report, and the arms against each other."""
+    return [_means(found), *([_mean_comparisons(found)] if found.comparisons else [])]
 
 
 def _results(found: Findings) -> Table:
@@ -120,6 +131,53 @@ def _cost(found: Findings) -> Table:
     return Table("cost", caption, columns, tuple(map(row, found.arms)))
 
 
+def _means(found: means.Means) -> Table:
+    heads = (
+        *(Column(head, 1, 100) for head in ("target before", "teacher", "target after")),
+        Column("points gained", 1),
+    )
+    rows = ((arm.label, len(arm.of_seeds), *map(arm.metrics.get, means.METRICS)) for arm in found.arms)
+    caption = (
+        f"Accuracy, in points, as the mean over {len(found.subsets)} subsets of {found.benchmark}, each of which "
+        "counts as much: mean ± standard deviation [95 % t interval] over the seeds that have them all. The interval "
+        "tells what other seeds would give on these very subsets."
+    )
+    return Table("means", caption, (Column("arm"), Column("seeds"), *heads), tuple(rows))
+
+
+def _mean_comparisons(found: means.Means) -> Table:
+    columns = (
+        *(Column("first"), Column("second"), Column("difference", 1, 100)),
+        *(Column("first higher"), Column("second higher"), Column("p", 4), Column("p (Holm)", 4), Column("differ")),
+        *(Column("difference over seeds", 1, 100), Column("p over seeds", 4)),
+    )
+    rows = (
+        (
+            *(each.first, each.second, each.difference, each.first_higher, each.second_higher),
+            *(each.p, each.p_holm, _verdict(each.p_holm), each.over_seeds, each.p_over_seeds),
+        )
+        for each in found.comparisons
+    )
+    n = len(found.subsets)
+    caption = (
+        f"Target after, first minus second, in points, paired by the {n} subsets: mean ± standard deviation [95 % t "
+        f"interval] over subsets, on how many each is higher, the sign-flip permutation test (of {n} subsets no p is "
+        f"below {2 / 2**n:.2g}), and Holm over the {_number_of_pairs(found.comparisons, len(found.arms))}. Over the "
+        f"seeds that both have: mean [95 % t interval] of the difference of means, paired t test, not corrected."
+    )
+    return Table("mean_comparisons", caption, columns, tuple(rows))
+
+
+def _verdict(p: float) -> str:
+    return "yes" if p <= ALPHA else "not shown"
+
+
+def _number_of_pairs(comparisons: Sequence[Comparison | means.Comparison], num_arms: int) -> str:
+    firsts = {each.first for each in comparisons}
+    few = f" with {firsts.pop()}" if num_arms > 2 and len(firsts) == 1 else ""  # too many arms for all pairs
+    return f"{len(comparisons)} pairs{few}"
+
+
 def _comparisons(found: Findings) -> Table:
     columns = (
         Column("first"),
@@ -139,18 +197,17 @@ def _comparisons(found: Findings) -> Table:
             *(each.first, each.second),
             Estimate(each.difference, n, None, each.interval),
             *(each.only_first, each.only_second, each.p, each.p_holm),
-            "yes" if each.p_holm <= ALPHA else "not shown",
+            _verdict(each.p_holm),
             *(each.over_seeds, each.p_over_seeds),
         )
         for each in found.comparisons
     )
-    firsts = {each.first for each in found.comparisons}
-    few = f" with {firsts.pop()}" if len(found.arms) > 2 and len(firsts) == 1 else ""  # too many arms for all pairs
     caption = (
         f"Target after, first minus second, in points, on the same {n} private questions: [95 % paired bootstrap "
         "interval] over questions; McNemar's exact test with one seed each, with several the sign-flip permutation "
-        f"test of which it is a case; Holm over the {len(found.comparisons)} pairs{few}. These are about these very "
-        "runs. About the settings, over the seeds that both have: mean [95 % t interval], paired t test, not corrected."
+        f"test of which it is a case; Holm over the {_number_of_pairs(found.comparisons, len(found.arms))}. These are "
+        "about these very runs. About the settings, over the seeds that both have: mean [95 % t interval], paired t "
+        "test, not corrected."
     )
     return Table("comparisons", caption, columns, tuple(rows))
 

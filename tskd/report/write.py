@@ -1,12 +1,13 @@
 """The files of a report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tskd import artifacts
-from tskd.report import figures, findings, page, tables
+from tskd.report import figures, findings, means, page, tables
 from tskd.report.diversity import Embed
 from tskd.report.findings import Findings
-from tskd.report.runs import Collected, Study
+from tskd.report.runs import Collected
 from tskd.report.tables import Table
 
 FEW = 5  # examples of each kind in the Markdown
@@ -15,14 +16,17 @@ FEW = 5  # examples of each kind in the Markdown
 def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[Path]:
     """Everything about the runs, in ``out``; comes back as the files that a reader begins with."""
     found = [findings.of(study, embed) for study in collected.studies]
-    folders = [out] if len(found) == 1 else [out / _folder(each.study) for each in found]
-    about = [_runs(collected), *collected.left_out]
+    folders = [out] if len(found) == 1 else [out / _folder(each.study.name) for each in found]
+    averaged = means.of(collected.studies)
+    of_subsets = [(each.name, tables.of_means(each)) for each in averaged if each.arms]
+    about = [_runs(collected), *collected.left_out, *(line for each in averaged for line in each.lacking)]
     parts = ["# Report", "\n".join(f"- {line}" for line in about)]
+    for name, made in of_subsets:
+        _write_tables(made, [], out / _folder(name))
+        parts += [f"## {name}", *map(_section, made)]
     studies = [(each, tables.of(each), folder) for each, folder in zip(found, folders, strict=True)]
     for each, made, folder in studies:
-        for table in [*made, tables.failures(each), tables.examples(each)]:
-            artifacts.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
-        artifacts.write_text(folder / "tables.tex", "\n\n".join(map(tables.to_latex, made)) + "\n")
+        _write_tables(made, [tables.failures(each), tables.examples(each)], folder)
         drawn = figures.of(each)
         for name, draw in drawn.items():
             figures.save(draw, folder / "figures", name)
@@ -30,12 +34,19 @@ def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[P
         parts += [f"## {each.study.name}", *map(_section, made), *(f"![{name}]({where}/{name}.png)" for name in drawn)]
     artifacts.write_text(out / "report.md", "\n\n".join(parts) + "\n")
     artifacts.write_text(out / "examples.md", "\n\n".join(["# Examples", *map(_examples, found)]) + "\n")
-    artifacts.write_text(out / "report.html", page.page(about, studies))
+    artifacts.write_text(out / "report.html", page.page(about, of_subsets, studies))
     return [out / name for name in ("report.md", "examples.md", "report.html")]
 
 
-def _folder(study: Study) -> str:
-    return "".join(c if c.isalnum() or c in "_-" else "_" for c in study.name)
+def _write_tables(numbers: Sequence[Table], texts: Sequence[Table], folder: Path) -> None:
+    """All as CSV, and those that hold numbers alone as LaTeX."""
+    for table in [*numbers, *texts]:
+        artifacts.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
+    artifacts.write_text(folder / "tables.tex", "\n\n".join(map(tables.to_latex, numbers)) + "\n")
+
+
+def _folder(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
 
 
 def _runs(collected: Collected) -> str:
@@ -45,7 +56,7 @@ def _runs(collected: Collected) -> str:
 
 
 def _section(table: Table) -> str:
-    return f"### {table.name.capitalize()}\n\n{tables.to_markdown(table)}"
+    return f"### {table.title}\n\n{tables.to_markdown(table)}"
 
 
 def _examples(found: Findings) -> str:
