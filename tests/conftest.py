@@ -1,10 +1,14 @@
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import tiny
+from tests.stub import Stub
 from tskd.modules.trainer import LightningTrainer
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background; what is started here would ignore it too
@@ -32,3 +36,10 @@ def adapter(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trainer() -> LightningTrainer:
     return LightningTrainer(accelerator="cpu", progress=False)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[int, Any], Any]], Stub]]:
+    """Starts servers that answer as they are told, and ends them."""
+    with ExitStack() as stubs:
+        yield lambda behave: stubs.enter_context(Stub(behave))

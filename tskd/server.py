@@ -1,6 +1,6 @@
 """Texts from an OpenAI-compatible server: OpenAI's own, vLLM, llama.cpp, `transformers serve`.
 
-An answer is kept in a journal as soon as it is there, so that after a failure only what is missing is asked for again.
+An answer is kept as soon as it is there, so that after a failure only what is missing is asked for again.
 A key comes from the environment, and goes into nothing but the header of a request.
 """
 
@@ -54,7 +54,7 @@ class Server:
     there is none, none is sent. ``extra`` are further fields of each request; one that is ``None`` leaves it out.
     ``timeout`` is for one answer and ``backoff`` before the second try, in seconds; each further pause is twice as
     long, or what the server asks for. ``token_limit`` is what one job may have it read and write; tries whose answer
-    was lost count as if it had been the longest. ``journal`` is the folder of the answers.
+    was lost count as if it had been the longest. ``answers`` is the folder where they are kept.
     """
 
     url: str
@@ -66,7 +66,7 @@ class Server:
     backoff: NonNegativeFloat = field(default=1.0, compare=False)
     requests_per_minute: PositiveFloat | None = field(default=None, compare=False)
     token_limit: PositiveInt | None = field(default=None, compare=False)
-    journal: Path | None = field(default=None, compare=False)
+    answers: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", self.url.rstrip("/"))
@@ -118,11 +118,11 @@ class Server:
         """The answers to ``bodies``, in their order; bodies that are alike are told apart by ``keys``.
 
         ``path`` is ``/chat/completions`` or ``/completions``; ``what`` is said to be sent. Raises ``ServerError`` where
-        one has no answer in the end: those under way are waited for, and all that came are in the journal.
+        one has no answer in the end: those under way are waited for, and all that came are kept.
         """
         state, bodies = self._state, [_without_none({**body, **self.extra}) for body in bodies]
         digests = [_digest([self.url, path, body, key]) for body, key in zip(bodies, keys, strict=True)]
-        known = {digest: answer for digest in digests if (answer := state.journal.get(digest)) is not None}
+        known = {digest: answer for digest in digests if (answer := state.answers.get(digest)) is not None}
         missing = {digest: body for digest, body in zip(digests, bodies, strict=True) if digest not in known}
         for model in sorted({str(body["model"]) for body in missing.values()} - state.announced):
             log.info("%s are sent to %s (model %s).", what, self.url, model)
@@ -162,8 +162,8 @@ class Server:
     @cached_property
     def _state(self) -> "_State":
         name = re.sub(r"\W+", "_", self.url)
-        journal = Journal(None if self.journal is None else self.journal.expanduser() / f"{name}.jsonl")
-        return _State(journal, Pace(self.requests_per_minute), Budget(self.token_limit))
+        answers = Answers(None if self.answers is None else self.answers.expanduser() / f"{name}.jsonl")
+        return _State(answers, Pace(self.requests_per_minute), Budget(self.token_limit))
 
     @property
     def _key(self) -> str:
@@ -190,7 +190,7 @@ class Server:
             raise
 
     def _answer(self, client: httpx2.Client, path: str, body: Body, digest: str, is_over: Event) -> Answer:
-        """One answer, after as many tries as it takes; it is then in the journal."""
+        """One answer, after as many tries as it takes; it is then kept."""
         state, most = self._state, _most_tokens(body)
         for tries in range(1, self.max_retries + 2):
             state.budget.reserve(most)
@@ -200,7 +200,7 @@ class Server:
                 spent = most  # from here on it may be at work, though we never hear of it
                 answer = self._read(client.post(path, json=body), body)
                 spent = answer.tokens_read + answer.tokens
-                state.journal.add(digest, answer)
+                state.answers.add(digest, answer)
                 return answer
             except httpx2.RequestError as error:
                 if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)):
@@ -283,10 +283,11 @@ class Server:
         return text.replace(self._key, "(key)") if self._key else text
 
 
-class Journal:
-    """Answers by the digest of their request, a JSON line each, in a file for its owner's eyes; with none, in memory.
+class Answers:
+    """All that a server has answered, whichever run asked, by the digest of the request.
 
-    Lines that are damaged, as the last may be where a process was killed, count as not there.
+    They are in a file for its owner's eyes, a JSON line each; with none, in memory. Lines that are damaged, as the last
+    may be where a process was killed, count as not there.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -326,7 +327,7 @@ class Journal:
             return work(*arguments)
         except OSError as error:
             raise RunFolderError(
-                f"The journal {self.file} cannot be used ({error.strerror}); make room, or set `journal` elsewhere."
+                f"The answers in {self.file} cannot be used ({error.strerror}); make room, or set `answers` elsewhere."
             ) from error
 
 
@@ -380,7 +381,7 @@ class Budget:
 class _State:
     """What a server's requests share in one process."""
 
-    journal: Journal
+    answers: Answers
     pace: Pace
     budget: Budget
     announced: set[str] = field(default_factory=set)

@@ -67,7 +67,7 @@ def letters(tmp_path_factory):
 
 
 def test_a_chat_server_writes_new_prompts(serve, letters, tmp_path):
-    writer = ServerWriter(url=serve(letters), model=str(letters), key_variable=None, journal=tmp_path)
+    writer = ServerWriter(url=serve(letters), model=str(letters), key_variable=None, answers=tmp_path)
     writer.check()
     text = writer.template.few_shot([Prompt("one"), Prompt("two")])
     made = writer.write([text] * 3, list("abc"), Sampling(8), stop=(LIST_MARK,), label="0 expand")

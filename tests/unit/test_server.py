@@ -6,37 +6,20 @@ import pickle
 import socket
 import threading
 import time
-from contextlib import ExitStack
 from email.utils import formatdate
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from tests import tiny
-from tests.stub import Stub, completion, refused
-from tskd import config
+from tests.stub import completion, refused
 from tskd import server as module
-from tskd.compose import build
 from tskd.errors import ConfigError, RunFolderError, ServerError
 from tskd.identity import identity
-from tskd.models import LanguageModel
-from tskd.modules import generator
-from tskd.modules.batches import encode_prefix
-from tskd.modules.engine import Generation, Request, Sampling
-from tskd.modules.served import ServerEngine, ServerWriter
-from tskd.modules.trainer import LightningTrainer
-from tskd.plan import plan
+from tskd.modules.engine import Generation, Sampling
+from tskd.modules.served import ServerWriter
 from tskd.records import Prompt
-from tskd.run import resolved
-from tskd.server import Budget, Journal, Pace
+from tskd.server import Answers, Budget, Pace
 
 KEY = "sk-planted-0123456789"
-
-
-@pytest.fixture
-def serve():
-    with ExitStack() as stubs:
-        yield lambda behave: stubs.enter_context(Stub(behave))
 
 
 @pytest.fixture(autouse=True)
@@ -229,9 +212,9 @@ def test_turns_are_spread_evenly_over_a_minute(monkeypatch):
 def test_the_token_limit_stops_before_a_request_that_could_exceed_it(serve, tmp_path):
     stub = serve(echo)  # each text may take 1 + 8 tokens, and takes 7 + 3
     with pytest.raises(ServerError, match="`token_limit` is 28: 20 tokens are spent, .* may need 9; raise it"):
-        write(writer(stub.url, token_limit=28, journal=tmp_path), "abcde")
+        write(writer(stub.url, token_limit=28, answers=tmp_path), "abcde")
     assert 2 == len(stub.requests)
-    write(writer(stub.url, token_limit=30, journal=tmp_path), "abcde")  # what is kept costs nothing
+    write(writer(stub.url, token_limit=30, answers=tmp_path), "abcde")  # what is kept costs nothing
     assert 5 == len(stub.requests)
 
 
@@ -259,10 +242,10 @@ def test_after_a_failure_only_what_is_missing_is_asked_for(serve, tmp_path):
     stub = serve(lambda number, body: refused(400) if number == 3 else echo(number, body))
     texts = ["a", "b", "c", "d"]
     with pytest.raises(ServerError):
-        write(writer(stub.url, journal=tmp_path), texts)
-    assert list("ABCD") == [each.text for each in write(writer(stub.url, journal=tmp_path), texts)]
+        write(writer(stub.url, answers=tmp_path), texts)
+    assert list("ABCD") == [each.text for each in write(writer(stub.url, answers=tmp_path), texts)]
     assert ["a", "b", "c", "c", "d"] == [body["messages"][0]["content"] for body in stub.requests]
-    write(writer(stub.url, journal=tmp_path, model="another"), texts)
+    write(writer(stub.url, answers=tmp_path, model="another"), texts)
     assert 9 == len(stub.requests)
 
 
@@ -277,7 +260,7 @@ def test_what_is_under_way_at_a_failure_is_waited_for_and_kept(serve, tmp_path):
         return echo(number, body)
 
     with pytest.raises(ServerError, match="status 400"):
-        write(writer(serve(one_fails).url, concurrency=2, journal=tmp_path), ["good", "bad"])
+        write(writer(serve(one_fails).url, concurrency=2, answers=tmp_path), ["good", "bad"])
     (file,) = tmp_path.iterdir()
     assert ["GOOD"] == [json.loads(line)["answer"]["text"] for line in file.read_text().split("\n") if line]
 
@@ -296,29 +279,31 @@ def test_a_text_that_is_asked_for_twice_with_one_key_is_asked_for_once(serve):
     assert 1 == len(stub.requests)
 
 
-def test_a_damaged_journal_loses_the_damaged_lines_alone(tmp_path):
-    file = tmp_path / "journal" / "j.jsonl"
+def test_a_damaged_file_of_answers_loses_the_damaged_lines_alone(tmp_path):
+    file = tmp_path / "answers" / "a.jsonl"
     answer = module.Answer("text\u2028\x85 of one line", "stop", 1, 2)
-    Journal(file).add("one", answer)
+    Answers(file).add("one", answer)
     assert (0o700, 0o600) == (file.parent.stat().st_mode & 0o777, file.stat().st_mode & 0o777)
     with file.open("ab") as opened:
         opened.write(b'\xff\xfe\n{"request": "two", "answer": {}}\n[]\n{"request": "thr')  # killed while it wrote
-    Journal(file).add("four", answer)
-    found = Journal(file)
+    Answers(file).add("four", answer)
+    found = Answers(file)
     assert [answer, None, None, answer] == [found.get(name) for name in ("one", "two", "thr", "four")]
 
 
-def test_a_journal_that_cannot_be_written_is_one_line(serve, tmp_path):
+def test_answers_that_cannot_be_kept_are_one_line(serve, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunFolderError, match="The journal .* cannot be used .*make room, or set `journal` elsewhere"):
-        write(writer(serve(echo).url, journal=tmp_path / "file"))
+    with pytest.raises(
+        RunFolderError, match="The answers in .* cannot be used .*make room, or set `answers` elsewhere"
+    ):
+        write(writer(serve(echo).url, answers=tmp_path / "file"))
 
 
 @pytest.mark.parametrize("failure", [None, 401, 403, 400, 429, 500])
 def test_a_key_is_in_the_header_alone(serve, tmp_path, monkeypatch, caplog, failure):
     monkeypatch.setenv("MY_KEY", KEY)
     stub = serve(lambda number, body: echo(number, body) if failure is None else refused(failure, f"not {KEY}"))
-    asked = writer(stub.url, key_variable="MY_KEY", journal=tmp_path / "journal", max_retries=1)
+    asked = writer(stub.url, key_variable="MY_KEY", answers=tmp_path / "answers", max_retries=1)
     errors = []
     with caplog.at_level(logging.DEBUG):
         asked.check()
@@ -383,111 +368,3 @@ def test_what_tells_results_apart_is_the_server_not_how_fast_it_is_asked():
     assert identity(first) == identity(second)
     assert identity(first) != identity(writer("https://host/v1", extra={"top_k": 3}))
     assert identity(first) != identity(writer("https://host/v1", model="another"))
-
-
-def built(tmp_path, *overrides):
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
-        cfg = resolved(compose("config", overrides=["store=off", *overrides]))
-    return cfg, build(cfg, tmp_path)
-
-
-def test_no_server_is_asked_unless_its_address_is_given(tmp_path):
-    with pytest.raises(ConfigError, match="expansion.writer.url.*set it on the command line"):
-        built(tmp_path, "expansion=openai", "expansion.writer.model=m")
-
-
-def test_a_server_writes_for_the_expansions_that_ask_and_can_be_planned(serve, tmp_path):
-    stub = serve(lambda number, body: f"new {number}")
-    address = ["expansion=openai", f"expansion.writer.url={stub.url}", "expansion.writer.model=m"]
-    cfg, run = built(tmp_path, *address, f"expansion.writer.journal={tmp_path}", "expansion.num_drafts=3")
-    run.stages.expand.check_lengths(run.seeds)
-    drafts = [work.items.number for work in plan(cfg).work if work.stage == "expand"]
-    assert [3, 3, 3] == drafts
-    assert [] == stub.requests
-    made = run.stages.expand(run.seeds, run.seeds, 0)
-    assert {"new 1", "new 2", "new 3"} == {prompt.text for prompt in made.prompts}
-    assert 9 == made.tokens
-    inline = f"expansion.writer={{_target_: tskd.modules.served.ServerWriter, url: '{stub.url}', model: m}}"
-    _, run = built(tmp_path, "expansion=evolve", inline, "expansion.num_drafts=1")
-    assert 1 == len(run.stages.expand(run.seeds, run.seeds, 0).prompts)
-    assert "Rewrite the prompt below, to " in stub.requests[-1]["messages"][0]["content"]
-    for other in ("numbered_list", "self"):
-        _, run = built(tmp_path, f"expansion={other}", inline)
-        with pytest.raises(ConfigError, match="A chat server .*; set `expansion` to few_shot or evolve"):
-            run.stages.expand.check_lengths(run.seeds)
-
-
-class Noted:
-    """An engine that only tells whom it was asked for."""
-
-    def __init__(self):
-        self.models = []
-
-    def generate(self, model, requests, sampling, trainer, *, stop, label):
-        self.models.append(model)
-        return [Generation("own", True, 1)] * len(requests)
-
-
-@pytest.fixture
-def served(serve):
-    def start(models, behave=lambda number, body: " text"):
-        stub = serve(behave)
-        return stub, ServerEngine(url=stub.url, models=models, otherwise=Noted(), backoff=0.001)
-
-    return start
-
-
-def generate(engine, model, ids=(0, 70, 71)):
-    trainer = LightningTrainer(accelerator="cpu", progress=False)
-    return engine.generate(model, [Request(ids, "key")], Sampling(8), trainer, stop=(), label="0 answer")
-
-
-def test_base_and_teacher_are_the_servers_and_all_others_our_own(served, llama, neox, adapter):
-    base, teacher = LanguageModel(tiny.weights(llama)), LanguageModel(tiny.weights(llama), str(adapter))
-    target = LanguageModel(tiny.weights(neox))
-    stub, engine = served({base.name: "b", str(adapter): "t"})
-    engine.check([base, teacher, target], 8)
-    made = [generate(engine, model)[0].text for model in (base, teacher, target, LanguageModel(target.weights, "x"))]
-    assert [" text", " text", "own", "own"] == made
-    assert ["b", "t"] == [body["model"] for body in stub.requests]
-    assert "/v1/completions" == stub.paths[-1]
-    assert [target, LanguageModel(target.weights, "x")] == engine.otherwise.models
-    assert not base.weights.is_loaded
-
-
-def test_a_name_that_the_run_does_not_have_is_refused(served, llama):
-    _, engine = served({"lama": "b"})
-    with pytest.raises(ConfigError, match="`engine.models` names lama, and the run has tiny-llama; use these"):
-        engine.check([LanguageModel(tiny.weights(llama))], 8)
-
-
-def test_what_generates_by_the_configuration_is_the_server_for_whom_it_names(serve, tmp_path):
-    stub = serve(lambda number, body: " from the server")
-    served = ["engine=server", f"engine.url={stub.url}", "engine.models={atlas_llama: b}"]
-    _, run = built(tmp_path, *served)
-    run.check_models()
-    requests = [Request(encode_prefix(run.base, "Question: one?"))]
-    assert " from the server" == generator.generate(run.base, requests, Sampling(4), run.trainer)[0].text
-    assert " from the server" != generator.generate(run.teacher, requests, Sampling(4), run.trainer)[0].text
-    assert 1 == len(stub.requests)
-    _, run = built(tmp_path, *served, "+engine.otherwise.merge_adapter=true", "target.checkpoint.device_map=auto")
-    with pytest.raises(ConfigError, match="`engine.merge_adapter` cannot copy 'atlas_neox'"):
-        run.check_models()
-
-
-def test_an_engine_that_shares_nothing_out_wants_one_process(served, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="`engine=server` runs in one process, and there are 2"):
-        served({"lama": "b"})
-
-
-@pytest.mark.parametrize("with_start", [True, False])
-def test_the_server_reads_exactly_the_tokens_of_a_request(served, llama, with_start):
-    model = LanguageModel(tiny.weights(llama))
-    stub, engine = served({model.name: "b"})
-    bare = tuple(model.tokenizer("Größe </s>?", add_special_tokens=False).input_ids)
-    generate(engine, model, (model.tokenizer.bos_token_id, *bare) if with_start else bare)
-    prompt = stub.requests[0]["prompt"]
-    # Its tokenizer puts a start token before any text, so what shall have none is given as ids.
-    assert ("Größe </s>?" if with_start else list(bare)) == prompt
