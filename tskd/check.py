@@ -27,11 +27,12 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM
 
 from tskd import config, trust
-from tskd.checkpoints import adapter_folder, one_line
+from tskd.checkpoints import adapter_folder, is_here, one_line
 from tskd.compose import Run, build, make_task
-from tskd.console import console
+from tskd.console import console, shown_bytes
 from tskd.errors import ModelError, TskdError
-from tskd.plan import BOUNDS, LIGHTER, is_here, leaving_nothing, machine, plan, shown_bytes
+from tskd.models import machine
+from tskd.plan import BOUNDS, LIGHTER, leaving_nothing, plan
 from tskd.run import resolved
 
 Settings = Mapping[str, Any]

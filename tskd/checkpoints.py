@@ -3,6 +3,7 @@
 Nothing here loads weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +124,17 @@ def is_hub_id(path: str) -> bool:
     """Whether ``path`` can only be the hub's: ``owner/name``, and no folder here."""
     is_place = path.startswith((ZOO, "/", ".", "~")) or path.count("/") != 1
     return not is_place and not Path(path).expanduser().is_dir()
+
+
+def is_here(path: str, find: Callable[[], Path]) -> bool:
+    """Whether ``find`` finds ``path`` without the hub. Raises its error where the hub cannot have it either."""
+    try:
+        find()
+    except ModelError as error:
+        if not is_hub_id(path) or isinstance(error.__cause__, HFValidationError):
+            raise
+        return False
+    return True
 
 
 def adapter_folder(adapter: str) -> Path:

@@ -100,3 +100,7 @@ def sweep(jobs: Sequence[tuple[str, Row, Row]], folder: Path) -> None:
 
 def number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
+
+
+def shown_bytes(count: int | None) -> str:
+    return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -392,6 +392,14 @@ def available_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def machine(device: torch.device) -> tuple[str, int]:
+    """What computes, and its memory in bytes."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return properties.name, properties.total_memory
+    return "this machine", int(psutil.virtual_memory().total)
+
+
 def free_memory() -> None:
     """Give back what nothing refers to any more, to the device too."""
     gc.collect()

@@ -5,30 +5,27 @@ python -m tskd.plan -m threshold=0.5,1.0 target=llama3   # a plan for each job o
 """
 
 import math
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from rich.table import Table
 
 from tskd import config
-from tskd.checkpoints import Size, adapter_folder, is_hub_id
+from tskd.checkpoints import Size, adapter_folder, is_here
 from tskd.compose import Run, build
-from tskd.console import console, number
+from tskd.console import console, number, shown_bytes
 from tskd.discriminator import TrainedJudge
-from tskd.errors import ConfigError, ModelError, NothingToLearn, TskdError
-from tskd.models import LanguageModel, Weights
+from tskd.errors import ConfigError, NothingToLearn, TskdError
+from tskd.models import LanguageModel, Weights, machine
 from tskd.modules.batches import encode_prefix, encode_response
 from tskd.modules.finetuner import KEPT
 from tskd.modules.scorer import YES, Judge
@@ -345,17 +342,6 @@ def _is_unwritten(text: Text) -> bool:
     return text.parents[:1] == (UNWRITTEN,) if isinstance(text, Prompt) else text.text == UNWRITTEN
 
 
-def is_here(path: str, find: Callable[[], Path]) -> bool:
-    """Whether ``find`` finds ``path`` without the hub. Raises its error where the hub cannot have it either."""
-    try:
-        find()
-    except ModelError as error:
-        if not is_hub_id(path) or isinstance(error.__cause__, HFValidationError):
-            raise
-        return False
-    return True
-
-
 def show(plan: Plan) -> None:
     """The models, a table of the work, and what it comes to."""
     run = plan.run
@@ -398,20 +384,8 @@ def show(plan: Plan) -> None:
         console.print(f"  [bold]will fail[/bold]  {plan.end}")
 
 
-def shown_bytes(count: int | None) -> str:
-    return "?" if count is None else f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
 def _seconds(seconds: float) -> str:
     return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-
-
-def machine(device: torch.device) -> tuple[str, int]:
-    """What computes, and its memory in bytes."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return properties.name, properties.total_memory
-    return "this machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager
