@@ -32,7 +32,7 @@ from tskd.compose import Run, build, make_task
 from tskd.console import console, shown_bytes
 from tskd.errors import ModelError, TskdError
 from tskd.models import machine
-from tskd.plan import BOUNDS, LIGHTER, leaving_nothing, plan
+from tskd.plan import LIGHTER, leaving_nothing, plan, unplannable
 from tskd.run import resolved
 
 Settings = Mapping[str, Any]
@@ -77,7 +77,7 @@ def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
         here = {role for role in here if found.hold(run.models[role].weights.check_loadable)}
         if has_device and not wrong & OF_MODELS and here == run.models.keys():
             is_right = [found.hold(check) for check in run.checks()]
-            if all(is_right) and all(hasattr(run.stages.expand, name) for name in BOUNDS):
+            if all(is_right) and unplannable(run) is None:
                 found.hold(lambda: _of_work(settings, found))
         else:
             if {"base", "teacher"} <= here:

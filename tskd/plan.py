@@ -31,6 +31,8 @@ from tskd.modules.finetuner import KEPT
 from tskd.modules.scorer import YES, Judge
 from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Screening, Selection
 from tskd.run import resolved
+from tskd.stages.answer import Gold
+from tskd.stages.expand import Private
 from tskd.stages.train import Replay, TrainLora
 from tskd.store import learnt
 from tskd.tasks import Benchmark
@@ -164,6 +166,8 @@ class Plan:
     def expand(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         self.iteration = index
         stage: Any = self.run.stages.expand
+        if isinstance(stage, Private):  # what it gives is there already
+            return stage(pool, seen, index)
         models = [stage.writer.model] if isinstance(stage.writer, LocalWriter) else []  # it may be elsewhere
         requests = self._requests(stage, models, pool)
         found, seconds = self._look("expand", models, stage, pool, seen, index)
@@ -185,6 +189,8 @@ class Plan:
 
     def answer(self, prompts: Sequence[Prompt]) -> Sequence[Response]:
         stage: Any = self.run.stages.answer
+        if isinstance(stage, Gold):
+            return stage(prompts)
         teacher, new = stage.teacher, stage.max_new_tokens
         found, seconds = self._look("answer", [teacher], stage, prompts)
         writes = Count(len(prompts) * new, True) if found is None else Count(sum(r.tokens for r in found))
@@ -312,12 +318,8 @@ def plan(cfg: Mapping[str, Any]) -> Plan:
     """What the run of a resolved configuration will do. Raises ``TskdError`` where it cannot be run."""
     # A store that is not there yet would be made.
     run = build({**cfg, "store": cfg["store"] if Path(str(cfg["store"])).is_dir() else "off"}, Path())
-    if any(not hasattr(run.stages.expand, name) for name in BOUNDS):
-        raise ConfigError(f"A plan needs an `expansion` that has {', '.join(BOUNDS)}; run this one without a plan.")
-    if not hasattr(run.stages.answer, "max_new_tokens"):
-        raise ConfigError(
-            "A plan needs answers that the teacher gives (`answer=teacher`); run this one without a plan."
-        )
+    if (reason := unplannable(run)) is not None:
+        raise ConfigError(f"{reason}; run this one without a plan.")
     made = Plan(run)
     is_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # or what is not here would be downloaded
     try:
@@ -336,6 +338,20 @@ def plan(cfg: Mapping[str, Any]) -> Plan:
     finally:
         constants.HF_HUB_OFFLINE = is_offline
     return made
+
+
+def unplannable(run: Run) -> str | None:
+    """Why there can be no plan of ``run``, where a stage of it does not tell the most that it will do."""
+    expand, answer = run.stages.expand, run.stages.answer
+    if not isinstance(expand, Private) and not all(hasattr(expand, name) for name in BOUNDS):
+        return f"A plan needs an `expansion` that has {', '.join(BOUNDS)}"
+    if isinstance(answer, Gold) and not isinstance(expand, Private):
+        return (
+            "A plan cannot tell which of the prompts to come have an answer with `answer=gold`; `expansion=private` has"
+        )
+    if not isinstance(answer, Gold) and not hasattr(answer, "max_new_tokens"):
+        return "A plan needs an `answer` that has teacher, max_new_tokens"
+    return None
 
 
 def _is_unwritten(text: Text) -> bool:

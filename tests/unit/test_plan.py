@@ -330,8 +330,21 @@ def test_a_discriminator_has_prompts_written_and_is_trained_once_before_it_score
     assert Count(2 * 120, is_most=True) == training.items  # of 24 drafts and 120 private prompts, both sides as large
 
 
-def test_answers_that_nobody_generates_cannot_be_planned():
-    with pytest.raises(ConfigError, match="A plan needs answers that the teacher gives"):
+def test_what_is_given_is_planned_by_its_number_and_costs_nothing():
+    made = plan(composed("expansion=private", "expansion.num_drafts=100", "store=off"))
+    assert {"answer", "score", "train", "evaluate"} == {work.stage for work in made.work}
+    task = made.run.task
+    asked = {seed.fingerprint for seed in made.run.seeds} | {q.prompt.fingerprint for q in task.examples()}
+    numbers = [of(made, "answer", index).items for index in (0, 1)]
+    assert [Count(len(made.run.seeds) + 100), Count(len(asked) - len(made.run.seeds) - 100)] == numbers
+
+    made = plan(composed("expansion=private", "answer=gold", "training=lora", "store=off"))
+    assert {"score", "train", "evaluate"} == {work.stage for work in made.work}
+    assert not of(made, "train").reads.is_most
+
+
+def test_which_prompts_to_come_have_a_given_answer_cannot_be_planned():
+    with pytest.raises(ConfigError, match="which of the prompts to come have an answer with `answer=gold`"):
         plan(composed("answer=gold", "store=off"))
 
 
