@@ -19,25 +19,39 @@ ROOT = Path(__file__).parents[2]
 WANDB = yaml.safe_load((ROOT / "experiments" / "wandb_sweep.yaml").read_text())
 
 
-def test_optuna_finds_the_threshold_that_works_although_the_first_trial_fails(tmp_path):
+def search(folder, *overrides):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    search = ["hydra/sweeper=search", "hydra.sweeper.n_trials=2", "threshold=choice(0.5,999999)"]
     small = ["iterations=1", "expansion.num_drafts=16", "training.replay.num_texts=8", "training.lora.epochs=1"]
     rest = ["training.lora.learning_rate=0.002", "trainer.accelerator=cpu", "hydra.sweep.dir=sweep"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tskd.run", "-m", *search, *small, *rest],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, "-m", "tskd.run", "-m", "hydra/sweeper=search", *small, *rest, *overrides],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+def test_optuna_finds_the_threshold_that_works_although_the_first_trial_fails(tmp_path):
+    done = search(tmp_path, "hydra.sweeper.n_trials=2", "threshold=choice(0.5,999999)")
     said = done.stdout + done.stderr
     assert 1 == said.count("Failed experiment"), said
     found = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     (result,) = (tmp_path / "sweep").glob("*/result.json")
     assert {"threshold": 0.5} == found["best_params"]
     assert yaml.safe_load(result.read_text())[OBJECTIVE] == found["best_value"]
+
+
+def test_a_search_of_which_every_trial_fails_is_one_line_and_the_table_of_its_jobs(tmp_path):
+    done = search(tmp_path, "hydra.sweeper.n_trials=2", "threshold=1", "training.lora.rank=choice(0,-1)")
+    assert 1 == done.returncode
+    assert ["None of the 2 trials of the search succeeded"] == [
+        line.partition(",")[0] for line in done.stderr.splitlines() if "trials" in line
+    ]
+    assert "Traceback" not in done.stderr
+    for rank in (0, -1):
+        assert f"training.lora.rank={rank}: `training.lora.rank` is {rank}" in done.stdout
 
 
 def test_the_search_is_for_settings_that_there_are_and_repeats():
@@ -47,6 +61,8 @@ def test_the_search_is_for_settings_that_there_are_and_repeats():
         composed = compose("config", ["hydra/sweeper=search"], return_hydra_config=True)
         sweeper = composed.hydra.sweeper
         assert ("maximize", 1, 0) == (sweeper.direction, sweeper.max_failure_rate, sweeper.sampler.seed)
+        on_disk = compose("config", ["hydra/sweeper=search", "hydra.sweeper.storage='sqlite:///a.db'"], True)
+        assert "sqlite:///a.db" == on_disk.hydra.sweeper.storage
         for name in sweeper.params:
             compose("config", [f"{name}=1"])  # an unknown one is refused
 
