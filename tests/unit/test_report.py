@@ -18,6 +18,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from tests.fabricated_runs import write_run, write_sweep
 from tskd.errors import RunFolderError, TskdError
 from tskd.report import check_installed, figures, findings, runs, statistics, tables
+from tskd.report.tables import Column, Table
 from tskd.report.write import write
 
 ROOT = Path(__file__).parents[2]
@@ -292,8 +293,23 @@ def test_markdown_and_latex_show_the_same_cells_as_the_csv(found):
     assert f"| {cell} ±" in tables.to_markdown(table)
     latex = tables.to_latex(table)
     assert rf"{cell} $\pm$" in latex
-    assert r"atlas\_neox" in latex
+    assert r"atlas\_neox," in latex
     assert {len(table.columns) - 1} == {line.count(" & ") for line in latex.splitlines() if line.endswith(r"\\")}
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_and_fits_whatever_a_label_holds(found, tmp_path):
+    label = "x=[*] \\ & 50 % $ # _ { } ~ ^ < > | ±−–→ Größe "
+    hostile = Table("t", f"`{label}`", (Column("a" * 60), Column(label)), ((f"[{label}]", -1), (label * 5, None)))
+    made = [*tables.of(found), hostile]
+    text = "\n".join(map(tables.to_latex, made))
+    head = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "t.tex").write_text(rf"{head}{text}\end{{document}}", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert 0 == done.returncode, done.stdout
+    assert "Overfull" not in done.stdout
+    assert "Missing character" not in (tmp_path / "t.log").read_text(errors="replace")
 
 
 def test_the_numbers_are_in_files_without_a_word_of_prompts_and_responses(report):

@@ -1,9 +1,12 @@
-"""Tables of what was found, and their forms: Markdown, LaTeX (with booktabs) and CSV."""
+"""Tables of what was found, and their forms: Markdown, LaTeX and CSV."""
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from textwrap import wrap
 from typing import TypeAlias
 
 from tskd.report import means
@@ -12,6 +15,7 @@ from tskd.report.statistics import Estimate
 
 Value: TypeAlias = Estimate | float | int | str | None
 ALPHA = 0.05
+HEAD, LABEL = 12, 20  # characters in a line of a head and of a label, in LaTeX
 
 
 @dataclass(frozen=True)
@@ -261,19 +265,42 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A ``table*`` that needs the package booktabs."""
+    """A ``table*`` that needs the packages booktabs and graphicx: where it is wider than the text, it is made smaller.
+
+    Heads and labels are broken, and intervals stand below their means, so that it seldom is on a page of two columns.
+    """
     kinds = "".join("l" if is_text(table, i) else "r" for i in range(len(table.columns)))
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in cells(table)]
+    caption = re.sub("`(.+?)`", r"\\texttt{\1}", _tex(table.caption))
+    heads = [wrap(column.name, HEAD) for column in table.columns]
+    deepest = max(map(len, heads))
+    rows = [[_broken(value, column) for value, column in zip(row, table.columns, strict=True)] for row in table.rows]
     return "\n".join(
         [
-            r"\begin{table*}\centering\small",
-            rf"\caption{{{_tex(table.caption)}}}",
+            r"\begin{table*}\centering\footnotesize\setlength{\tabcolsep}{3pt}\setlength{\belowcaptionskip}{6pt}",
+            rf"\caption{{{caption}}}",
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{kinds}}}\toprule",
-            " & ".join(_tex(column.name) for column in table.columns) + r" \\ \midrule",
-            *lines,
-            r"\bottomrule\end{tabular}\end{table*}",
+            _stacked([[""] * (deepest - len(head)) + head for head in heads]) + r" \midrule",
+            "\n\\addlinespace\n".join(map(_stacked, rows)),
+            r"\bottomrule\end{tabular}}\end{table*}",
         ]
     )
+
+
+def _broken(value: Value, column: Column) -> list[str]:
+    """The lines of a cell of LaTeX."""
+    shown = _shown(value, column)
+    if isinstance(value, str):
+        return wrap(shown, LABEL, break_long_words=False, break_on_hyphens=False)
+    mean, has_interval, interval = shown.replace("-", "−").partition(" [")
+    return [mean, f"[{interval}"] if has_interval else [mean]
+
+
+def _stacked(row: Sequence[Sequence[str]]) -> str:
+    """A row of LaTeX, from the lines of its cells."""
+    lines = [" & ".join(map(_tex, line)) + r" \\" for line in zip_longest(*row, fillvalue="")]
+    # Or what ends the line before would take it for its argument.
+    return "\n".join("{}" + line if line.startswith(("[", "*")) else line for line in lines)
 
 
 def cells(table: Table) -> list[list[str]]:
@@ -321,5 +348,6 @@ def is_text(table: Table, place: int) -> bool:
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {each: f"\\{each}" for each in "&%$#_{}"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other signs in TeX's old fonts
     special |= {"±": r"$\pm$", "−": "$-$", "–": "--", "→": r"$\to$"}
     return "".join(special.get(character, character) for character in text)

@@ -42,7 +42,8 @@ def _write_tables(numbers: Sequence[Table], texts: Sequence[Table], folder: Path
     """All as CSV, and those that hold numbers alone as LaTeX."""
     for table in [*numbers, *texts]:
         artifacts.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
-    artifacts.write_text(folder / "tables.tex", "\n\n".join(map(tables.to_latex, numbers)) + "\n")
+    latex = [r"% \usepackage{booktabs,graphicx}", *map(tables.to_latex, numbers)]
+    artifacts.write_text(folder / "tables.tex", "\n\n".join(latex) + "\n")
 
 
 def _folder(name: str) -> str:
