@@ -1,6 +1,6 @@
 """Whether synthetic prompts and responses repeat given text word for word: what is made from data may leak it.
 
-python -m tskd.audit outputs/…                            # against its seeds and, of a benchmark, the private split
+python -m tskd.audit outputs/…                            # against its seeds, and private examples where there are some
 python -m tskd.audit outputs/… --private notes.jsonl      # against other private texts, in the format of seeds
 python -m tskd.audit outputs/… --examples 3               # and show so many of the longest repeats
 
@@ -27,7 +27,7 @@ from tskd.compose import make_task
 from tskd.console import console
 from tskd.errors import TskdError
 from tskd.records import Prompt, Response
-from tskd.tasks import Benchmark
+from tskd.tasks import WithPrivate
 from tskd.tasks.files import Files
 
 GRAMS = (8, 13)
@@ -129,14 +129,14 @@ def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def audit(folder: Path, private: Sequence[str] = (), allow: Sequence[str] = ()) -> dict[str, dict[str, Repeats]]:
     """What the prompts and responses of the run in ``folder`` repeat of its seeds and of ``private`` text.
 
-    That is a benchmark's private split, which the teacher was made from, and what is in the files named. Raises
+    That is the task's private split, which the teacher was made from, and what is in the files named. Raises
     ``RunFolderError`` or ``TaskError``. Loads no weights.
     """
     settings: Any = OmegaConf.to_container(config.of_run(folder, "task"), resolve=True)
     trust.check({"task": settings["task"]}, allow)
     task = make_task(settings["task"])
     given = {"seeds": [text for seed in task.seed_prompts() for text in _said(seed)]}
-    questions = list(task.examples()) if isinstance(task, Benchmark) else []
+    questions = list(task.examples()) if isinstance(task, WithPrivate) else []
     questions += [question for name in private for question in Files("", name).questions()]
     if questions:
         given["private text"] = [text for question in questions for text in _said(question.prompt, question.answer)]

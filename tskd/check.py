@@ -34,6 +34,7 @@ from tskd.errors import ModelError, TskdError
 from tskd.models import machine
 from tskd.plan import LIGHTER, leaving_nothing, plan, unplannable
 from tskd.run import resolved
+from tskd.tasks import WithPrivate
 
 Settings = Mapping[str, Any]
 # What is added to a configuration that is known to work, in an order in which each needs only what comes before it.
@@ -107,16 +108,16 @@ def _working(cfg: Settings, found: Findings) -> tuple[dict[str, Any], set[str]]:
 
 
 def _is_right(step: tuple[str, ...], settings: dict[str, Any], found: Findings) -> bool:
-    if step == ("task",):  # whose seeds and questions may both be wrong
+    if step == ("task",):  # whose seeds, questions and examples may all be wrong
         try:
             trust.check({"task": settings["task"]}, settings["allow"])
             task = make_task(settings["task"])
         except TskdError:
             pass  # as building the run will say
         else:
-            return all([found.hold(task.seed_prompts), found.hold(task.questions)]) and found.hold(
-                lambda: build(settings, Path())
-            )
+            given = [task.seed_prompts, task.questions, *([task.examples] if isinstance(task, WithPrivate) else [])]
+            are_right = [found.hold(each) for each in given]
+            return all(are_right) and found.hold(lambda: build(settings, Path()))
     return found.hold(lambda: build(settings, Path()))
 
 

@@ -294,10 +294,11 @@ def make_task(node: Mapping[str, Any]) -> Task:
 
 def _with_private(task: Task, what: str) -> WithPrivate:
     """``task``. Raises ``ConfigError``, which begins with ``what`` needs it, where it has no private data."""
-    if not isinstance(task, WithPrivate):
+    if not isinstance(task, WithPrivate) or not task.examples():
         raise ConfigError(
-            f"{what} the teacher's private data, and {type(task).__name__} has none; choose a benchmark "
-            f"(`task=bbh`, gsm8k, mbpp or mmlu), or what needs no private data, like `selection=ppl_difference`."
+            f"{what} the teacher's private data, and {type(task).__name__} has none; name its file (`task=files "
+            f"task.private=`), choose a benchmark (`task=bbh`, gsm8k, mbpp or mmlu), or what needs no private data, "
+            f"like `selection=ppl_difference`."
         )
     return task
 

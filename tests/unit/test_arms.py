@@ -203,9 +203,29 @@ def test_shapes_are_compared_by_name_and_embeddings_are_left_aside(llama, neox, 
 def test_an_arm_that_needs_the_private_data_is_refused_where_a_task_has_none(tmp_path, arm):
     (tmp_path / "seeds.txt").write_text("a?\nb?\n")
     files = ["task=files", f"task.seeds={tmp_path / 'seeds.txt'}"]
-    with pytest.raises(ConfigError, match="the teacher's private data, and Files has none; choose a bench") as error:
+    with pytest.raises(ConfigError, match="the teacher's private data, and Files has none; name its file") as error:
         run.build(composed(arm, *files), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arm", ["discriminator", "refresh", "original_data"])
+def test_an_arm_that_needs_the_private_data_takes_a_users_own(tmp_path, arm):
+    (tmp_path / "seeds.txt").write_text("a?\nb?\n")
+    (tmp_path / "own.jsonl").write_text('{"prompt": "c?", "answer": "1"}\n{"prompt": "d?", "answer": "2"}\n')
+    files = [f"task.seeds={tmp_path / 'seeds.txt'}", f"task.private={tmp_path / 'own.jsonl'}"]
+    stages = run.build(composed(arm, "task=files", *files), tmp_path).stages
+    if arm == "discriminator":
+        assert ([Prompt("c?"), Prompt("d?")], "own") == (stages.score.judge.private, stages.score.judge.dataset)
+        return
+    new = stages.expand([], [], 0).prompts
+    assert [Prompt("c?"), Prompt("d?")] == list(new)
+    if arm == "original_data":
+        assert ["1", "2"] == [response.text for response in stages.answer(new)]
+
+
+def test_answers_are_taken_only_from_examples_that_have_some():
+    with pytest.raises(ConfigError, match="`answer=gold` takes .* and none of the 1 has one"):
+        Gold([Question(Prompt("q"), None)])
 
 
 def test_a_discriminator_needs_an_expansion_that_writes(tmp_path):

@@ -322,7 +322,9 @@ def test_a_rule_that_needs_the_private_data_is_refused_where_a_task_has_none(tmp
     task = ["task=files", f"task.seeds={tmp_path / 'seeds.txt'}"]
     by_it = ["selection=top_gap", "selection.by=tskd.stages.select.Discriminator"]
     for selection in (["selection=discriminator"], by_it):
-        with pytest.raises(ConfigError, match="learns from the teacher's private data, and Files has none; choose"):
+        with pytest.raises(
+            ConfigError, match="learns from the teacher's private data, and Files has none; name its file"
+        ):
             built(tmp_path, *task, *selection)
 
 

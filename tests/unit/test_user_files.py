@@ -32,6 +32,27 @@ def test_without_a_held_out_file_there_are_no_questions():
     assert Files("unused").questions() == []
 
 
+def test_private_examples_are_questions_of_a_file_of_their_own(write):
+    lines = '{"prompt": "a", "answer": "1"}\n{"prompt": "b"}'
+    task = Files("seeds.jsonl", write('{"prompt": "c"}', "held_out.jsonl"), write(lines, "own.jsonl"))
+    assert ([Question(Prompt("a"), "1"), Question(Prompt("b"), None)], "own") == (task.examples(), task.label)
+    assert [] == Files("seeds.jsonl").examples()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", r"own\.jsonl has no examples"),
+        ('{"prompt": "a"}\n{"prompt": " THE  code?"}', r"own\.jsonl, line 2: this is asked in .*held_out\.jsonl too"),
+        ('{"prompt": "a"}\n{"prompt": "b", "answer": 3}', r"own\.jsonl, line 2: `answer` is 3"),
+    ],
+)
+def test_private_examples_that_are_none_or_held_out_too_are_refused(write, lines, said):
+    held_out = write('{"prompt": "the code?", "answer": "1"}', "held_out.jsonl")
+    with pytest.raises(TaskError, match=said):
+        Files("seeds.jsonl", held_out, write(lines, "own.jsonl")).examples()
+
+
 @pytest.mark.parametrize("answer", [3, True, ["a"], {"a": 1}])
 def test_an_answer_that_is_no_text_is_refused_with_its_line(write, answer):
     with pytest.raises(TaskError, match=r"f\.jsonl, line 2: `answer` is"):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from tskd.errors import ConfigError
 from tskd.models import LanguageModel
 from tskd.modules.batches import encode_prefix
 from tskd.modules.generator import Request, Sampling, generate
@@ -45,6 +46,13 @@ class Gold:
     """The private split's own answers in the place of the teacher's: the upper bound, training on the original data."""
 
     private: Sequence[Question]
+
+    def __post_init__(self) -> None:
+        if all(question.answer is None for question in self.private):
+            raise ConfigError(
+                f"`answer=gold` takes the private examples' own answers, and none of the {len(self.private)} has one; "
+                f"add `answer` to them, or have the teacher answer (`answer=teacher`)."
+            )
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One response for each prompt that has an answer there, in the order given; the others are left out."""

@@ -47,14 +47,17 @@ class Harness:
 
 @runtime_checkable
 class WithPrivate(Task, Protocol):
-    """A task that has the private data: what the teacher was, or can be, fine-tuned on."""
+    """A task that can have the private data: what the teacher was, or can be, fine-tuned on."""
 
     @property
     def label(self) -> str:
         """A short name that can be part of a folder's."""
 
     def examples(self) -> list[Question]:
-        """The private split with its answers; no held-out question is in it where ``drops_held_out``."""
+        """The private split with its answers; no held-out question is in it where ``drops_held_out``.
+
+        Empty where the data is not there; ``None`` is the answer where it has prompts alone.
+        """
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
-"""A user's own case: seeds and, if there are any, held-out questions, from files.
+"""A user's own case: seeds and, if there are any, held-out questions and private examples, from files.
 
-JSON Lines, one prompt each: ``{"prompt": "…"}`` or ``{"messages": [{"role": "user", "content": "…"}, …]}``; held-out
-lines may add ``"answer"`` and ``"split"``. Seeds may also be a ``.txt`` file with one prompt per line.
+JSON Lines, one prompt each: ``{"prompt": "…"}`` or ``{"messages": [{"role": "user", "content": "…"}, …]}``; lines that
+are held out or private may add ``"answer"``, and held-out ones ``"split"``. A ``.txt`` file has one prompt per line.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tskd.errors import TaskError
-from tskd.records import Message, Prompt, Question
+from tskd.records import PRIVATE, Message, Prompt, Question
 from tskd.tasks import distinct, same_answer
 
 VOICES = ("base", "teacher", "target")  # `eval/<voice>_accuracy` is theirs
@@ -20,12 +20,21 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Files:
-    """``held_out`` may be left out: then nothing is evaluated. Without answers, agreement with the teacher is."""
+    """``held_out`` may be left out: then nothing is evaluated. Without answers, agreement with the teacher is.
+
+    ``private`` is what the teacher was fine-tuned on, for what learns from it or is measured by it; without answers, it
+    is prompts alone.
+    """
 
     drops_held_out: ClassVar[bool] = True
 
     seeds: str
     held_out: str | None = None
+    private: str | None = None
+
+    @property
+    def label(self) -> str:
+        return Path(self.private or self.seeds).stem
 
     def seed_prompts(self) -> list[Prompt]:
         """The distinct seeds, in the order of the file. Raises ``TaskError`` where there are none, or one repeated."""
@@ -37,24 +46,36 @@ class Files:
         return distinct(prompts)
 
     def questions(self) -> list[Question]:
-        if self.held_out is None:
+        return [] if self.held_out is None else [_question(row, where) for row, where in _rows(self.held_out)]
+
+    def examples(self) -> list[Question]:
+        """None where no file is named. Raises ``TaskError`` where there are none in it, or one is held out too."""
+        if self.private is None:
             return []
-        questions = []
-        for row, where in _rows(self.held_out):
-            answer = row.get("answer")
-            if answer is not None and not isinstance(answer, str):
-                raise TaskError(f"{where}: `answer` is {answer!r}; it must be a string.")
-            split = str(row.get("split") or "private")
-            if split in VOICES:
-                raise TaskError(f"{where}: `split` is {split!r}, which names a model's accuracy; choose another name.")
-            questions.append(Question(_prompt(row, where), answer, split))
-        return questions
+        examples = {where: _question(row, where) for row, where in _rows(self.private)}
+        if not examples:
+            raise TaskError(f"{self.private} has no examples; give the teacher's training data, or leave it out.")
+        held_out = {question.prompt.fingerprint for question in self.questions()}
+        for where, example in examples.items():
+            if example.prompt.fingerprint in held_out:
+                raise TaskError(f"{where}: this is asked in {self.held_out} too; leave it out of one of the files.")
+        return list(examples.values())
 
     def is_correct(self, question: Question, response: str) -> bool:
         return question.answer is not None and same_answer(question.answer, response)
 
     def is_private(self, prompt: Prompt) -> bool | None:
         return None
+
+
+def _question(row: dict[str, Any], where: str) -> Question:
+    answer = row.get("answer")
+    if answer is not None and not isinstance(answer, str):
+        raise TaskError(f"{where}: `answer` is {answer!r}; it must be a string.")
+    split = str(row.get("split") or PRIVATE)
+    if split in VOICES:
+        raise TaskError(f"{where}: `split` is {split!r}, which names a model's accuracy; choose another name.")
+    return Question(_prompt(row, where), answer, split)
 
 
 def _rows(name: str) -> list[tuple[dict[str, Any], str]]:
