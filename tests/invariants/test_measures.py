@@ -278,11 +278,19 @@ def test_a_screen_lets_the_prompts_pass_that_the_rule_would_keep_once_they_were_
 def test_a_screen_lets_the_seeds_tell_what_is_like_them(llama, adapter, trainer):
     weights = tiny.weights(llama)
     base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
-    of_seeds = score([Response(seed, "") for seed in SEEDS], base, teacher, trainer, ("seed_shift",), seeds=SEEDS)
-    least = min(map(SeedShift.criterion, of_seeds))
+    seeds = [Prompt(text) for text in ("Where is it?", "Wo?", "q")]  # whose levels are among those of the prompts
     prompts = [Prompt(text, parents=("x",)) for text in ("a", "the code", "Where is it?!", "Wo?", "Which  code?", "9")]
-    screening = Screen(base, teacher, trainer)(prompts, SEEDS)
-    assert Screen(base, teacher, trainer, least)(prompts, SEEDS) == screening
+
+    def levels(asked):
+        unanswered = [Response(prompt, "") for prompt in asked]
+        return [SeedShift.criterion(e) for e in score(unanswered, base, teacher, trainer, ("seed_shift",), seeds=seeds)]
+
+    of_prompts, of_seeds = dict(zip(prompts, levels(prompts), strict=True)), levels(seeds)
+    usual, choosy = (Screen(base, teacher, trainer, **given)(prompts, seeds) for given in ({}, {"recall": 0.25}))
+    assert [prompt for prompt, level in of_prompts.items() if level >= min(of_seeds)] == list(usual.passed)
+    assert (3, 3) == (len(usual.passed), len(usual.screened))
+    assert all(level < max(of_seeds) for level in of_prompts.values())
+    assert prompts == list(choosy.screened)  # of three seeds, a quarter is the highest
 
 
 def test_a_screen_cannot_look_at_what_is_known_only_afterwards(llama, trainer):
