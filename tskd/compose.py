@@ -29,7 +29,7 @@ from tskd.stages.select import AUTO, MIN_SEEDS, ByTheSeeds, Select
 from tskd.stages.train import Replay, TrainLora
 from tskd.store import Store
 from tskd.tasks import Benchmark, Task, WithPrivate
-from tskd.teacher import Finetuned
+from tskd.teacher import Finetuned, check_base
 from tskd.tracking import Wandb
 from tskd.tuneshift import Stages, ask_all, never
 from tskd.writers import LocalWriter, Writer
@@ -104,6 +104,7 @@ class Run:
         if self.teacher.adapter is not None and self.teacher_to_make is None:
             same_base = bool(self.settings.teacher.get("same_base", True))
             self.base.weights.check_adapter(self.teacher.adapter, same_base)
+            check_base(self.teacher.adapter, self.base.weights)
 
     def _check_seeds(self, model: LanguageModel) -> None:
         room = self.settings.task["response_tokens"]

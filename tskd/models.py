@@ -76,6 +76,11 @@ class Weights:
         is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
         return folder.name if is_snapshot else None
 
+    @property
+    def content(self) -> str:
+        """What tells these weights from others: the hub's commit, or a digest of the files in the folder."""
+        return self.resolved_revision or of_weights(self.folder)
+
     @cached_property
     def config(self) -> Any:
         try:
@@ -143,7 +148,7 @@ class Weights:
         checkpoint = self.checkpoint
         return [
             *(checkpoint.dtype, checkpoint.template, checkpoint.attention, checkpoint.quantization),
-            self.resolved_revision or of_weights(self.folder),
+            self.content,
         ]
 
     @property

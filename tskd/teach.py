@@ -33,6 +33,7 @@ def teach(cfg: DictConfig, folder: Path) -> None:
     if not isinstance(run.task, Benchmark) or "lora" not in run.settings.teacher:
         raise ConfigError("`tskd.teach` makes the teacher that `teacher=finetuned` describes; leave it at that.")
     run.base.weights.check_loadable()
+    run.check_adapter()
     made = Path(str(run.teacher.adapter))
     if run.teacher_to_make is None:
         card = artifacts.read_json(dict, made / CARD)

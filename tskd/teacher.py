@@ -15,9 +15,9 @@ from typing import Any
 from tskd import artifacts
 from tskd.checkpoints import Checkpoint
 from tskd.config import short_name
-from tskd.errors import ConfigError, RunFolderError
+from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.evaluate import by_split
-from tskd.models import LanguageModel
+from tskd.models import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import PRIVATE, Graded, Question, Response
@@ -93,7 +93,8 @@ class Finetuned:
     ) -> dict[str, Any]:
         accuracies = {voice: by_split(graded)[PRIVATE] for voice, graded in answers.items()}
         return {
-            "base": asdict(base.weights.checkpoint) | {"revision": base.weights.resolved_revision},
+            "base": asdict(base.weights.checkpoint)
+            | {"revision": base.weights.resolved_revision, "weights": base.weights.content},
             "task": task.label,
             "note": task.note,
             "settings": self._recipe,
@@ -106,6 +107,19 @@ class Finetuned:
             "teacher_accuracy": accuracies["teacher"].value,
             "teacher_standard_error": accuracies["teacher"].standard_error,
         }
+
+
+def check_base(adapter: str, base: Weights) -> None:
+    """Raise ``ModelError`` where ``adapter`` is a teacher made here, of other weights than ``base`` has by now."""
+    card = Path(adapter) / CARD
+    said = artifacts.read_json(dict, card).get("base") if card.is_file() else None
+    made_of = said.get("weights") if isinstance(said, dict) else None  # cards of earlier versions do not say
+    if made_of is not None and made_of != base.content:
+        raise ModelError(
+            f"The teacher {adapter} was made of other weights than {base.checkpoint.path} holds now; move it away, to "
+            f"have it made again. If they are the same nevertheless (large files count by size and time), remove "
+            f"`weights` from its {CARD}."
+        )
 
 
 def _room_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:

@@ -15,13 +15,14 @@ from tskd import artifacts, config
 from tskd.checkpoints import Checkpoint
 from tskd.compose import build
 from tskd.errors import ConfigError, ModelError, RunFolderError
+from tskd.identity import of_weights
 from tskd.metrics import iteration_metrics
 from tskd.models import LanguageModel
 from tskd.modules.finetuner import LoraSettings
 from tskd.records import Graded, Iteration, Selection
 from tskd.stages.train import Replay
 from tskd.tasks.bbh import Bbh
-from tskd.teacher import Finetuned
+from tskd.teacher import Finetuned, check_base
 
 LORA = LoraSettings(rank=2, epochs=1, learning_rate=1e-2)
 
@@ -140,6 +141,24 @@ def test_a_made_teacher_is_an_adapter_with_a_card(base, llama, task, trainer, tm
     answers = {voice: artifacts.read_lines(Graded, folder / f"{voice}.jsonl") for voice in ("base", "teacher")}
     assert (2, 4) == tuple(sum(answer.correct for answer in graded) for graded in answers.values())
     base.weights.check_adapter(str(folder))
+
+
+def test_a_teacher_of_weights_that_the_base_no_longer_has_is_told(llama, task, trainer, tmp_path):
+    place = shutil.copytree(llama, tmp_path / "base")
+    _, folder = make(recipe(tmp_path), LanguageModel(tiny.weights(place)), task, trainer)
+    check_base(str(folder), tiny.weights(place))
+    tiny.save_model(place, seed=1)  # fine-tuned further, say
+    of_weights.cache_clear()
+    with pytest.raises(ModelError, match="was made of other weights than .*base holds now; move it away") as error:
+        check_base(str(folder), tiny.weights(place))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("card", [{}, {"base": "tiny"}, {"base": {"path": "base"}}])
+def test_a_card_that_does_not_say_the_weights_is_believed(llama, tmp_path, card):
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    check_base(str(tmp_path), tiny.weights(llama))
+    check_base("owner/adapter", tiny.weights(llama))
 
 
 def logits(model):
