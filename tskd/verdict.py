@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from tskd import config, trust
 from tskd.errors import TskdError
 from tskd.records import PRIVATE, Graded
 from tskd.report import check_installed, runs
@@ -184,15 +185,15 @@ def _cost(run: FinishedRun) -> str:
 
 def questions(run: FinishedRun) -> dict[str, str]:
     """The held-out questions' texts by their ids, from where the task has them; none where that is not to be had."""
-    from tskd.compose import build
+    from tskd.compose import make_task
 
     hydra = run.folder / ".hydra" / "hydra.yaml"
     started_in = str(OmegaConf.load(hydra).hydra.runtime.cwd) if hydra.is_file() else "."
-    settings: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"), resolve=True)
-    only_look = {**settings, "store": "off", "trainer": {**settings["trainer"], "devices": 1}}
+    task: Any = OmegaConf.to_container(config.of_run(run.folder, "task").task, resolve=True)
     try:
+        trust.check({"task": task}, ())  # the folder may have come from elsewhere, and cannot allow itself anything
         with contextlib.chdir(started_in):
-            asked = build(only_look, run.folder).task.questions()
+            asked = make_task(task).questions()
     except (TskdError, OSError) as error:
         print(f"The questions are named by their ids, for their texts cannot be had: {error}", file=sys.stderr)
         return {}

@@ -124,6 +124,15 @@ def test_what_cannot_be_judged_is_one_line(tmp_path, arguments, line):
     assert (1, f"{line}\n") == (done.returncode, done.stderr)
 
 
+def test_a_run_folder_cannot_have_code_run_for_the_texts_of_its_questions(tmp_path, monkeypatch, capsys):
+    (tmp_path / "stranger.py").write_text("raise SystemExit('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = {"_target_": "stranger.Task", "response_tokens": 8}
+    run = write_run(tmp_path / "run", prompts=5, others={"task": task, "allow": "stranger"})
+    assert {} == verdict.questions(runs.one(run))
+    assert "`task._target_` names stranger.Task, whose code would run" in capsys.readouterr().err
+
+
 def test_the_questions_of_the_embedded_world_are_named_by_their_texts(tmp_path):
     texts = verdict.questions(runs.one(write_run(tmp_path / "run", prompts=5)))
     assert 232 == len(texts)
