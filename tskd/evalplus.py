@@ -126,7 +126,7 @@ class Verdicts:
     eval: dict[str, list[Verdict]]
 
 
-def evaluate(folder: Path, allow_code_execution: bool = False) -> Mapping[str, Any] | None:
+def evaluate(folder: Path, allow_code_execution: bool = False, allow: Sequence[str] = ()) -> Mapping[str, Any] | None:
     """The numbers of the finished run in ``folder``, as they are written to its ``evalplus/result.json``.
 
     ``None`` where code is not graded yet and may not be run here; then it says how to have it graded elsewhere. Raises
@@ -137,7 +137,7 @@ def evaluate(folder: Path, allow_code_execution: bool = False) -> Mapping[str, A
     names = dict(zip(VOICES, ("base", "teacher", "target", run.adapter.parent.name), strict=True))
     files = {voice: folder / "evalplus" / f"{name}.jsonl" for voice, name in names.items()}
     if unwritten := [voice for voice, file in files.items() if not file.is_file()]:
-        models, trainer = models_of(run)
+        models, trainer = models_of(run, allow)
         for voice in unwritten:
             check_room(models[voice], problems.all)
         _make_private(folder / "evalplus")
@@ -183,9 +183,12 @@ def read_problems() -> Problems:
         ) from error
 
 
-def models_of(run: FinishedRun) -> tuple[dict[str, LanguageModel], LightningTrainer]:
-    """The run's four voices, checked and not loaded, and its trainer, on one device."""
-    settings = {**run.settings, "trainer": {**run.settings["trainer"], "devices": 1}}
+def models_of(run: FinishedRun, allow: Sequence[str] = ()) -> tuple[dict[str, LanguageModel], LightningTrainer]:
+    """The run's four voices, checked and not loaded, and its trainer, on one device.
+
+    What the run's folder allows does not count, for it may have come from elsewhere; only ``allow`` does.
+    """
+    settings = {**run.settings, "trainer": {**run.settings["trainer"], "devices": 1}, "allow": list(allow)}
     made = build(settings, run.folder)
     if made.teacher_to_make is not None:
         raise RunFolderError(
@@ -296,9 +299,10 @@ def main() -> None:
         action="store_true",
         help="let EvalPlus run the models' code here, with your rights and without a sandbox",
     )
+    parser.add_argument("--allow", nargs="*", default=[], metavar="PACKAGE", help="where classes of your own are")
     arguments = parser.parse_args()
     try:
-        result = evaluate(arguments.run, arguments.allow_code_execution)
+        result = evaluate(arguments.run, arguments.allow_code_execution, arguments.allow)
     except TskdError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None

@@ -11,9 +11,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests import fabricated, scripted, tiny
-from tskd import artifacts, config, rehearsal, run
+from tskd import artifacts, config, evalplus, rehearsal, run
 from tskd.checkpoints import Checkpoint
 from tskd.errors import ConfigError, ModelError, RunFolderError
+from tskd.export import FinishedRun
 from tskd.models import LanguageModel, Weights
 from tskd.modules.batches import encode_prefix, encode_response
 from tskd.modules.finetuner import LoraSettings
@@ -120,6 +121,13 @@ def test_a_run_folder_cannot_allow_itself(tmp_path, stranger):
     (tmp_path / "run" / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
     run.resume(tmp_path / "run", [])
     assert "add `allow=stranger`" in json.loads((tmp_path / "run" / "status.json").read_text())["error"]
+    assert not stranger.exists()
+
+
+def test_a_run_folder_cannot_allow_itself_when_evalplus_is_asked(tmp_path, stranger):
+    settings = composed("selection._target_=stranger.Rule", "allow=stranger")
+    with pytest.raises(ConfigError, match="add `allow=stranger`"):
+        evalplus.models_of(FinishedRun(tmp_path, settings, {}, {}, tmp_path / "adapter"))
     assert not stranger.exists()
 
 
