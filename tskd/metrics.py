@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from statistics import fmean, quantiles
 
 from tskd.faults import FAULTS
-from tskd.records import Iteration, Prompt
+from tskd.records import Iteration
 
 Row = dict[str, float | int | None]
 
@@ -65,7 +64,7 @@ def iteration_metrics(iteration: Iteration, private: Sequence[bool | None]) -> R
         "prompts/malformed": iteration.expansion.malformed,
         "prompts/held_out": iteration.expansion.held_out,
         "prompts/screened": len(iteration.screened),
-        "prompts/diversity": distinct_pairs(iteration.expansion.prompts),
+        "prompts/diversity": distinct([prompt.text for prompt in iteration.expansion.prompts], 2),
         "score/base_ppl_median": percentile([e.base_ppl for e in scored], 50),
         "score/teacher_ppl_median": percentile([e.teacher_ppl for e in scored], 50),
         "score/gap_p5": percentile(gaps, 5),
@@ -101,8 +100,8 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
     return quantiles(finite, n=100, method="inclusive")[percent - 1]
 
 
-def distinct_pairs(prompts: Sequence[Prompt]) -> float | None:
-    """Distinct-2 (Li et al. 2016, arXiv 1510.03055): distinct word pairs over all word pairs."""
-    words = [prompt.text.split() for prompt in prompts]
-    pairs = [pair for text in words for pair in pairwise(text)]
-    return len(set(pairs)) / len(pairs) if pairs else None
+def distinct(texts: Sequence[str], n: int) -> float | None:
+    """Distinct-n (Li et al. 2016, arXiv 1510.03055): distinct runs of n words over all of them."""
+    words = [text.split() for text in texts]
+    runs = [tuple(text[start : start + n]) for text in words for start in range(len(text) - n + 1)]
+    return len(set(runs)) / len(runs) if runs else None

@@ -19,7 +19,7 @@ from tskd import config, trust
 from tskd.errors import TskdError
 from tskd.records import PRIVATE, Graded
 from tskd.report import check_installed, runs
-from tskd.report.runs import FinishedRun
+from tskd.report.runs import FoundRun
 
 BETTER, AS_GOOD, WORSE, TOO_THIN = "better", "as good", "worse", "too thin to say"
 ALPHA = 0.05
@@ -95,7 +95,7 @@ def _scaled(counts: tuple[int, int, int, int], factor: float) -> tuple[int, int,
     return first, second, both, neither
 
 
-def verdict(run: FinishedRun, margin: float, texts: Callable[[], Mapping[str, str]]) -> str:
+def verdict(run: FoundRun, margin: float, texts: Callable[[], Mapping[str, str]]) -> str:
     """What may be said of a run, in lines. ``texts`` gives the questions by their ids, where they can be had."""
     if not run.graded:
         return (
@@ -173,7 +173,7 @@ def _flip(texts: Mapping[str, str], new: Graded, old: Graded) -> str:
     return f"{question} · was {was!r}, is {now!r}"
 
 
-def _cost(run: FinishedRun) -> str:
+def _cost(run: FoundRun) -> str:
     spent = {name: run.result.get(f"cost/{name}") or 0 for name in ("generated_tokens", "trained_tokens", "seconds")}
     said = (
         f"{spent['generated_tokens']:,} tokens generated, {spent['trained_tokens']:,} trained on, "
@@ -183,7 +183,7 @@ def _cost(run: FinishedRun) -> str:
     return said + (f"; {saved:,.0f} s more, had the store not had parts of it" if saved >= 1 else "")
 
 
-def questions(run: FinishedRun) -> dict[str, str]:
+def questions(run: FoundRun) -> dict[str, str]:
     """The held-out questions' texts by their ids, from where the task has them; none where that is not to be had."""
     from tskd.compose import make_task
 

@@ -10,6 +10,7 @@ from transformers import AutoModel, T5Config
 from tests.fabricated_runs import write_sweep
 from tests.tiny import save_model
 from tskd.errors import ModelError
+from tskd.metrics import distinct
 from tskd.report import diversity, findings, runs, tables
 from tskd.report.embeddings import BATCH, Embedder
 
@@ -37,12 +38,8 @@ def test_texts_that_are_alike_have_a_high_self_bleu_and_few_distinct_words():
     )
     assert 100 == pytest.approx(diversity.self_bleu(alike))
     assert diversity.self_bleu(different) < 40
-    assert diversity.distinct(alike, 2) == pytest.approx(5 / 15)
-    assert (1, None, None) == (
-        diversity.distinct(different, 2),
-        diversity.self_bleu(["one"]),
-        diversity.distinct([], 1),
-    )
+    assert distinct(alike, 2) == pytest.approx(5 / 15)
+    assert (1, None, None) == (distinct(different, 2), diversity.self_bleu(["one"]), distinct([], 1))
 
 
 def test_the_vendi_score_counts_what_is_different():

@@ -36,13 +36,6 @@ class Spread:
     distance: float
 
 
-def distinct(texts: Sequence[str], n: int) -> float | None:
-    """Distinct-n (Li et al. 2016, arXiv 1510.03055): distinct runs of n words over all of them."""
-    words = [text.split() for text in texts]
-    runs = [tuple(text[start : start + n]) for text in words for start in range(len(text) - n + 1)]
-    return len(set(runs)) / len(runs) if runs else None
-
-
 def self_bleu(texts: Sequence[str]) -> float | None:
     """Self-BLEU (Zhu et al. 2018, arXiv 1802.01886) from 0 to 100: sacrebleu's BLEU of a text against all others.
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from tskd.metrics import distinct
 from tskd.records import PRIVATE, Graded
 from tskd.report import statistics
-from tskd.report.diversity import Embed, Spread, distinct, self_bleu, spreads
-from tskd.report.runs import Arm, FinishedRun, Study
+from tskd.report.diversity import Embed, Spread, self_bleu, spreads
+from tskd.report.runs import Arm, FoundRun, Study
 from tskd.report.statistics import Estimate, Values
 
 COSTS = {
@@ -145,7 +146,7 @@ def _numbers(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in values if isinstance(value, (int, float))]
 
 
-def _scores(runs: Sequence[FinishedRun], voice: str) -> Values:
+def _scores(runs: Sequence[FoundRun], voice: str) -> Values:
     """For each private question, in the order of the questions, the fraction of the runs that have it right.
 
     Weighted so that their mean is the accuracy as reported: that over the groups of a benchmark.

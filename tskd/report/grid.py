@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tskd import config, rehearsal
-from tskd.report.runs import INDIFFERENT, SUBSET, FinishedRun, Settings, flat, runs_in
+from tskd.report.runs import INDIFFERENT, SUBSET, FoundRun, Settings, flat, runs_in
 from tskd.stages.select import shown
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -58,12 +58,12 @@ class Experiment:
         """The parts of the benchmark that the cell is the mean of, each with a teacher of its own; or one, unnamed."""
         return self.sweep.get(SUBSET, ("",))
 
-    def concerns(self, run: FinishedRun) -> bool:
+    def concerns(self, run: FoundRun) -> bool:
         """Whether the run is of these models and this benchmark, whatever else is set in it."""
         names = ("base.checkpoint.name", "target.checkpoint.name", "task._target_")
         return all(self.settings[name] == run.settings.get(name) for name in names)
 
-    def differences(self, run: FinishedRun) -> list[str]:
+    def differences(self, run: FoundRun) -> list[str]:
         """What makes the run's number another than this cell's, the plainest first."""
         if is_rehearsal(run):
             return ["a rehearsal"]
@@ -77,12 +77,12 @@ class Experiment:
         return said
 
 
-def is_rehearsal(run: FinishedRun) -> bool:
+def is_rehearsal(run: FoundRun) -> bool:
     paths = [str(value) for name, value in run.settings.items() if name.endswith("checkpoint.path")]
     return any(Path(path).is_relative_to(rehearsal.FOLDER) for path in paths)
 
 
-def scores(run: FinishedRun) -> dict[str, Scores]:
+def scores(run: FoundRun) -> dict[str, Scores]:
     """Teacher, target before and target after, in points, by what they are of: "" where there is no choice."""
     own = _points(run.result[f"eval/{name}"] for name in ("teacher_accuracy", "target_accuracy", "accuracy"))
     if run.settings["task._target_"] != MBPP:
@@ -117,7 +117,7 @@ def _experiment(name: str, published: Mapping[str, str]) -> Experiment:
     return Experiment(name, flat(settings), sweep, published)
 
 
-def obtained(experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
+def obtained(experiment: Experiment, runs: Sequence[FoundRun]) -> str:
     """The cell, in points: for each threshold, mean and standard deviation over the seeds that have all subsets.
 
     Numbers of different tests, the original MBPP's and EvalPlus's, are on lines of their own, under their names.

@@ -16,7 +16,7 @@ from tskd.report import statistics
 from tskd.report.runs import (
     SEED,
     SUBSET,
-    FinishedRun,
+    FoundRun,
     Study,
     decisive,
     following,
@@ -29,7 +29,7 @@ from tskd.report.statistics import Estimate, Values
 
 ACCURACY = "eval/accuracy"
 METRICS = ("eval/target_accuracy", "eval/teacher_accuracy", ACCURACY, "eval/points_gained")
-Jobs = Mapping[tuple[str, int], FinishedRun]  # by subset and seed
+Jobs = Mapping[tuple[str, int], FoundRun]  # by subset and seed
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Means:
 
 def of(studies: Sequence[Study]) -> list[Means]:
     """One for each benchmark of which several subsets were run alone, with the same settings of the task."""
-    alike: dict[Any, list[FinishedRun]] = defaultdict(list)
+    alike: dict[Any, list[FoundRun]] = defaultdict(list)
     for study in studies:
         for run in (run for arm in study.arms for run in arm.runs):
             has_all = all(isinstance(run.result.get(name), (int, float)) for name in METRICS)
@@ -83,13 +83,13 @@ def of(studies: Sequence[Study]) -> list[Means]:
     return [replace(each, name=name) for each, name in zip(found, names, strict=True)]
 
 
-def _groups(run: FinishedRun) -> set[str]:
+def _groups(run: FoundRun) -> set[str]:
     return {answer.group for answer in run.graded.get("teacher", ()) if answer.split == PRIVATE}
 
 
-def _of(runs: Sequence[FinishedRun]) -> Means:
+def _of(runs: Sequence[FoundRun]) -> Means:
     apart = {SEED, SUBSET, *following(runs)}
-    arms: dict[str, dict[tuple[str, int], FinishedRun]] = defaultdict(dict)
+    arms: dict[str, dict[tuple[str, int], FoundRun]] = defaultdict(dict)
     for run in runs:
         arms[decisive(run.settings, apart)][run.subset, run.seed] = run
     subsets = sorted({run.subset for run in runs})

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders alone, and put together by what they were asked and by what is set in them."""
+"""Runs, read from their folders alone, and put together by what they were asked and by what is set in them."""
 
 import re
 from collections import defaultdict
@@ -29,8 +29,11 @@ INDIFFERENT = {
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """A run's folder: its settings by dotted name, its result, how it ended and, read when asked for, its records."""
+class FoundRun:
+    """A run as its folder has it, finished or not: its settings by dotted name, its result, how it ended.
+
+    Its records are read when they are asked for.
+    """
 
     folder: Path
     settings: Settings
@@ -133,7 +136,7 @@ class Arm:
 
     label: str
     settings: Settings
-    runs: tuple[FinishedRun, ...]
+    runs: tuple[FoundRun, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -167,12 +170,12 @@ class Collected:
     left_out: tuple[str, ...]
 
 
-def runs_in(folder: Path) -> Iterator[FinishedRun]:
+def runs_in(folder: Path) -> Iterator[FoundRun]:
     """All runs in a folder and below. Raises ``RunFolderError`` where there is none, or a file is damaged."""
     yield from map(_run, _folders(folder))
 
 
-def one(folder: Path) -> FinishedRun:
+def one(folder: Path) -> FoundRun:
     """The run in this very folder. Raises ``RunFolderError`` where it is not whole, or not completed."""
     if not (file := folder / "config.yaml").is_file():
         raise RunFolderError(f"There is no run in {folder}: it has no {file.name}.")
@@ -186,7 +189,7 @@ def one(folder: Path) -> FinishedRun:
 def collect(folders: Sequence[Path]) -> Collected:
     """The completed runs in these folders and below. Raises ``RunFolderError`` where there is none."""
     said: list[str] = []
-    whole: list[FinishedRun] = []
+    whole: list[FoundRun] = []
     for each in dict.fromkeys(found.resolve() for folder in folders for found in _folders(folder)):
         try:
             run = _run(each)
@@ -200,7 +203,7 @@ def collect(folders: Sequence[Path]) -> Collected:
         whole.append(run)
     if not whole:
         raise RunFolderError(f"None of the {len(said)} runs there is complete. " + " ".join(said))
-    by_questions: dict[Any, list[FinishedRun]] = defaultdict(list)
+    by_questions: dict[Any, list[FoundRun]] = defaultdict(list)
     for run in whole:
         by_questions[run.settings["task._target_"], run.questions or run.subset].append(run)
     if len(by_questions) > 1:
@@ -246,18 +249,18 @@ def _folders(folder: Path) -> list[Path]:
     return found
 
 
-def _run(folder: Path) -> FinishedRun:
+def _run(folder: Path) -> FoundRun:
     settings = flat(config.of_run(folder)) if (folder / "config.yaml").is_file() else {}
     result, status = (_read(folder / name) for name in ("result.json", "status.json"))
     said = str(status.get("error", "")).rstrip(".")
-    return FinishedRun(folder, settings, result, status.get("status", "unfinished"), said)
+    return FoundRun(folder, settings, result, status.get("status", "unfinished"), said)
 
 
 def _read(file: Path) -> dict[str, Any]:
     return artifacts.read_json(dict, file) if file.is_file() else {}
 
 
-def _of_one_version(runs: Sequence[FinishedRun], said: list[str]) -> list[FinishedRun]:
+def _of_one_version(runs: Sequence[FoundRun], said: list[str]) -> list[FoundRun]:
     """The same runs, those of an earlier version given the settings that it did not have yet.
 
     A setting that a run lacks, that nobody has overridden and that is the same in all runs that have it has not been
@@ -297,7 +300,7 @@ def _listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(f"`{name}`" for name in names[:most]) + (f" and {len(names) - most} more" * (len(names) > most))
 
 
-def task_name(run: FinishedRun) -> str:
+def task_name(run: FoundRun) -> str:
     return str(run.settings["task._target_"]).rpartition(".")[2].lower()
 
 
@@ -307,8 +310,8 @@ def names_apart(names: Sequence[str]) -> list[str]:
     return [f"{name} ({n})" if names.count(name) > 1 else name for name, n in zip(names, numbers, strict=True)]
 
 
-def _arms(runs: Sequence[FinishedRun], said: list[str]) -> tuple[Arm, ...]:
-    by_settings: dict[str, dict[int, FinishedRun]] = defaultdict(dict)
+def _arms(runs: Sequence[FoundRun], said: list[str]) -> tuple[Arm, ...]:
+    by_settings: dict[str, dict[int, FoundRun]] = defaultdict(dict)
     seeds = {SEED, *following(runs)}
     for run in sorted(runs, key=lambda run: (run.folder / "result.json").stat().st_mtime):
         same = by_settings[decisive(run.settings, seeds)]
@@ -326,14 +329,14 @@ def decisive(settings: Settings, apart: Collection[str]) -> str:
     return repr(sorted((k, repr(v)) for k, v in settings.items() if k not in apart and k not in INDIFFERENT))
 
 
-def following(runs: Sequence[FinishedRun]) -> Iterator[str]:
+def following(runs: Sequence[FoundRun]) -> Iterator[str]:
     """The settings that have the run's own seed in every run that has them, as a rule that draws by chance."""
     for name in {name for run in runs for name in run.settings if name.endswith(f".{SEED}")}:
         if all(run.settings.get(name) in (None, run.seed) for run in runs):
             yield name
 
 
-def labels(runs: Sequence[FinishedRun], apart: Collection[str] = ()) -> list[str]:
+def labels(runs: Sequence[FoundRun], apart: Collection[str] = ()) -> list[str]:
     """What sets each apart from the others: overrides, and where these do not tell, settings.
 
     ``apart`` are names that do not count.
@@ -348,7 +351,7 @@ def labels(runs: Sequence[FinishedRun], apart: Collection[str] = ()) -> list[str
     return [label or "as configured" for label in named]
 
 
-def _setting(run: FinishedRun, name: str) -> str:
+def _setting(run: FoundRun, name: str) -> str:
     """A value, or what stands for a group: the option that was chosen, the class, the model."""
     settings = run.settings
     if settings.get(name) is not None:

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tskd.errors import RunFolderError
-from tskd.report.runs import FinishedRun, labels, runs_in
+from tskd.report.runs import FoundRun, labels, runs_in
 
 SECONDS = 5
 
@@ -44,7 +44,7 @@ def table(folders: Sequence[Path]) -> Table:
     return shown
 
 
-def _progress(run: FinishedRun) -> list[str]:
+def _progress(run: FoundRun) -> list[str]:
     last = run.rows[-1] if run.rows else {}
     kept = sum(row.get("select/kept") or 0 for row in run.rows)
     minutes = sum(row.get("cost/seconds") or 0 for row in run.rows) / 60
