@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from tskd.errors import RunFolderError, cannot_write
-from tskd.records import Adapter, Expansion, Graded, Iteration, Prompt, Response, Scored, Screening, Selection
+from tskd.records import VOICES, Adapter, Expansion, Graded, Iteration, Prompt, Response, Scored, Screening, Selection
 from tskd.tuneshift import Stages
 
 Record = TypeVar("Record")
@@ -161,6 +161,11 @@ class RunFolder:
 
     def _file(self, name: str, index: int) -> Path:
         return self.iteration(index) / name
+
+
+def graded_as(last: str) -> dict[str, str]:
+    """The name under which each voice's graded answers are kept; that of the tuned target is its iteration's."""
+    return dict(zip(VOICES, ("base", "teacher", "target", last), strict=True))
 
 
 def write_text(file: Path, text: str) -> None:

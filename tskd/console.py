@@ -9,10 +9,10 @@ from rich.table import Table
 
 from tskd.evaluate import Accuracy
 from tskd.faults import FAULTS
+from tskd.records import VOICES
 
 Row = Mapping[str, Any]
 console = Console(highlight=False, soft_wrap=True)
-VOICES = ("base", "teacher", "target before", "target after")
 
 
 def header(settings: Mapping[str, str]) -> None:

@@ -32,13 +32,14 @@ from rich.table import Table
 
 from tskd import artifacts
 from tskd.compose import build
-from tskd.console import VOICES, console
+from tskd.console import console
 from tskd.errors import ConfigError, RunFolderError, TaskError, TskdError
 from tskd.export import FinishedRun
 from tskd.models import LanguageModel
 from tskd.modules.batches import check_context
 from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
+from tskd.records import VOICES
 from tskd.tasks.mbpp import HELD_OUT
 from tskd.templates import FIXED, Chat
 
@@ -134,7 +135,7 @@ def evaluate(folder: Path, allow_code_execution: bool = False, allow: Sequence[s
     """
     run = FinishedRun.read(folder)
     problems = read_problems()
-    names = dict(zip(VOICES, ("base", "teacher", "target", run.adapter.parent.name), strict=True))
+    names = artifacts.graded_as(run.adapter.parent.name)
     files = {voice: folder / "evalplus" / f"{name}.jsonl" for voice, name in names.items()}
     if unwritten := [voice for voice, file in files.items() if not file.is_file()]:
         models, trainer = models_of(run, allow)

@@ -78,9 +78,8 @@ class FinishedRun:
 
     def graded(self) -> dict[str, list[Graded]]:
         """The held-out answers of each voice, where the run has kept them."""
-        last = self.adapter.parent.name
-        files = {"base": "base", "teacher": "teacher", "target before": "target", "target after": last}
-        found = {voice: self.folder / "evaluation" / f"{name}.jsonl" for voice, name in files.items()}
+        names = artifacts.graded_as(self.adapter.parent.name)
+        found = {voice: self.folder / "evaluation" / f"{name}.jsonl" for voice, name in names.items()}
         return {voice: artifacts.read_lines(Graded, file) for voice, file in found.items() if file.is_file()}
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 PRIVATE = "private"  # the split of held-out questions that only the teacher's fine-tuning answers
+VOICES = ("base", "teacher", "target before", "target after")  # whose answers to them are graded
 
 
 @dataclass(frozen=True, slots=True)

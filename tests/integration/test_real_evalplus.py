@@ -14,11 +14,10 @@ from omegaconf import OmegaConf
 
 from tests import scripted, tiny
 from tskd import artifacts, config, evalplus, run
-from tskd.console import VOICES
 from tskd.evalplus import Problem, Sample
 from tskd.export import FinishedRun
 from tskd.models import LanguageModel
-from tskd.records import Adapter
+from tskd.records import VOICES, Adapter
 
 needs_evalplus = pytest.mark.skipif(
     find_spec("evalplus") is None, reason="EvalPlus is not installed: pip install 'tskd[evalplus]'"

@@ -15,11 +15,11 @@ import pytest
 
 from tests import scripted, tiny
 from tskd import artifacts, evalplus
-from tskd.console import VOICES
 from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.evalplus import Problem, Problems, Sample
 from tskd.models import LanguageModel
 from tskd.modules.engine import before_any
+from tskd.records import VOICES
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "recorded" / "evalplus"

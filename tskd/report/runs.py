@@ -12,10 +12,9 @@ from omegaconf import OmegaConf
 
 from tskd import artifacts, config
 from tskd.errors import RunFolderError
-from tskd.records import PRIVATE, Graded, Scored
+from tskd.records import PRIVATE, VOICES, Graded, Scored
 
 Settings = Mapping[str, Any]
-VOICES = ("base", "teacher", "target before", "target after")
 SEED, SUBSET = "seed", "task.subset"
 # Where things are, and how they are computed, shown and graded safely: nothing here is meant to change a number.
 INDIFFERENT = {
@@ -68,8 +67,8 @@ class FoundRun:
     @cached_property
     def graded(self) -> dict[str, list[Graded]]:
         """Each voice's answers to the held-out questions: none where there were no questions."""
-        files = dict(zip(VOICES, ("base", "teacher", "target", f"iteration_{self._last_trained}"), strict=True))
-        paths = {voice: self.folder / "evaluation" / f"{name}.jsonl" for voice, name in files.items()}
+        names = artifacts.graded_as(f"iteration_{self._last_trained}")
+        paths = {voice: self.folder / "evaluation" / f"{name}.jsonl" for voice, name in names.items()}
         return {voice: artifacts.read_lines(Graded, path) for voice, path in paths.items() if path.is_file()}
 
     @cached_property

@@ -14,7 +14,7 @@ from tskd.errors import TaskError
 from tskd.records import PRIVATE, Message, Prompt, Question
 from tskd.tasks import distinct, same_answer
 
-VOICES = ("base", "teacher", "target")  # `eval/<voice>_accuracy` is theirs
+RESERVED = ("base", "teacher", "target")  # `eval/<voice>_accuracy` is theirs
 ROLES = ("system", "user", "assistant")
 
 
@@ -73,7 +73,7 @@ def _question(row: dict[str, Any], where: str) -> Question:
     if answer is not None and not isinstance(answer, str):
         raise TaskError(f"{where}: `answer` is {answer!r}; it must be a string.")
     split = str(row.get("split") or PRIVATE)
-    if split in VOICES:
+    if split in RESERVED:
         raise TaskError(f"{where}: `split` is {split!r}, which names a model's accuracy; choose another name.")
     return Question(_prompt(row, where), answer, split)
 
