@@ -47,7 +47,7 @@ def found(sweep):
 
 
 def test_an_arm_has_the_mean_over_its_subsets_and_the_interval_of_its_seeds(sweep, found):
-    assert ("bbh, mean over 3 subsets", ()) == (found.name, found.lacking)
+    assert ("bbh, mean over 3 subsets", ()) == (found.name, found.left_out)
     assert ["threshold=0.5", "threshold=4"] == [arm.label for arm in found.arms]
     of_seeds = accuracies(sweep, 0.5).mean(axis=0)
     estimate = found.arms[0].metrics["eval/accuracy"]
@@ -78,7 +78,18 @@ def test_a_seed_that_lacks_a_subset_is_named_and_does_not_count(tmp_path):
     lacking = {"threshold=0.5, seed 2": "snarks", "threshold=4, seed 0": "object_counting, snarks"}
     assert [
         f"bbh, {which} does not count in the mean over 3 subsets: it lacks {what}." for which, what in lacking.items()
-    ] == list(found.lacking)
+    ] == list(found.left_out)
+
+
+def test_a_job_that_was_asked_other_questions_too_counts_once_and_is_said(tmp_path):
+    write_subsets(tmp_path / "a", product(SUBSETS, (0,)), thresholds=(0.5,))
+    write_subsets(tmp_path / "b", [("snarks", 0)], thresholds=(0.5,))
+    for file in (tmp_path / "b" / "snarks,0.5,0" / "evaluation").iterdir():
+        file.write_text(file.read_text().replace('"question": "snarks ', '"question": "other '))
+    (found,) = means.of(runs.collect([tmp_path]).studies)
+    assert [1] == [len(arm.of_seeds) for arm in found.arms]
+    (line,) = found.left_out
+    assert "on other questions; the mean has the latter alone" in line
 
 
 def test_runs_on_one_subset_or_on_several_at_once_have_no_mean(tmp_path):

@@ -59,14 +59,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Means:
-    """``lacking`` says of each seed that does not count which subsets it lacks."""
+    """``left_out`` says of each seed that does not count which subsets it lacks, and of what else does not, why."""
 
     name: str
     benchmark: str
     subsets: tuple[str, ...]
     arms: tuple[ArmMeans, ...]
     comparisons: tuple[Comparison, ...]
-    lacking: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def of(studies: Sequence[Study]) -> list[Means]:
@@ -90,18 +90,21 @@ def _groups(run: FoundRun) -> set[str]:
 def _of(runs: Sequence[FoundRun]) -> Means:
     apart = {SEED, SUBSET, *following(runs)}
     arms: dict[str, dict[tuple[str, int], FoundRun]] = defaultdict(dict)
+    left_out = []
     for run in runs:
-        arms[decisive(run.settings, apart)][run.subset, run.seed] = run
+        jobs, job = arms[decisive(run.settings, apart)], (run.subset, run.seed)
+        if job in jobs:
+            left_out.append(f"{jobs[job].folder} is {run.folder} on other questions; the mean has the latter alone.")
+        jobs[job] = run
     subsets = sorted({run.subset for run in runs})
     named = labels([next(iter(jobs.values())) for jobs in arms.values()], apart)
-    benchmark, lacking = task_name(runs[0]), list[str]()
-    found = []
+    benchmark, found = task_name(runs[0]), []
     for label, jobs in sorted(zip(named, arms.values(), strict=True), key=lambda arm: natural(arm[0])):
         seeds = []
         for seed in sorted({seed for _, seed in jobs}):
             if missing := [subset for subset in subsets if (subset, seed) not in jobs]:
                 shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
-                lacking.append(
+                left_out.append(
                     f"{benchmark}, {label}, seed {seed} does not count in the mean over {len(subsets)} subsets: it "
                     f"lacks {shown}."
                 )
@@ -110,7 +113,7 @@ def _of(runs: Sequence[FoundRun]) -> Means:
         if seeds:
             found.append(_of_arm(label, jobs, subsets, seeds))
     name = f"{benchmark}, mean over {len(subsets)} subsets"
-    return Means(name, benchmark, tuple(subsets), tuple(found), tuple(_comparisons(found)), tuple(lacking))
+    return Means(name, benchmark, tuple(subsets), tuple(found), tuple(_comparisons(found)), tuple(left_out))
 
 
 def _of_arm(label: str, jobs: Jobs, subsets: Sequence[str], seeds: Sequence[int]) -> ArmMeans:

@@ -19,7 +19,7 @@ def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[P
     folders = [out] if len(found) == 1 else [out / _folder(each.study.name) for each in found]
     averaged = means.of(collected.studies)
     of_subsets = [(each.name, tables.of_means(each)) for each in averaged if each.arms]
-    about = [_runs(collected), *collected.left_out, *(line for each in averaged for line in each.lacking)]
+    about = [_runs(collected), *collected.left_out, *(line for each in averaged for line in each.left_out)]
     parts = ["# Report", "\n".join(f"- {line}" for line in about)]
     for name, made in of_subsets:
         _write_tables(made, [], out / _folder(name))
