@@ -87,7 +87,7 @@ def record_start(folder: Path) -> None:
     (folder / "error.txt").unlink(missing_ok=True)
 
 
-def record_stop(folder: Path, reason: BaseException) -> None:
+def record_stop(folder: Path, reason: BaseException | str) -> None:
     """A run that was asked to stop has not failed. Raises ``SystemExit`` where that cannot be written."""
     log.warning("%s; go on with `resume=%s`.", reason, folder)
     try:

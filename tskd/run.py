@@ -8,6 +8,7 @@ python -m tskd.run sweep.resume=outputs/…               # with the jobs of a s
 """
 
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -200,8 +201,8 @@ def with_status(folder: Path, work: Callable[[], Outcome]) -> Outcome | None:
                 raise
         except Exception as error:  # noqa: BLE001 (whatever it is, it belongs into the job's own record)
             jobs.record_failure(folder, error)
-        except BaseException as error:
-            jobs.record_failure(folder, error)
+        except BaseException:  # Ctrl-C under torchrun; a launcher that has Slurm queue the job again
+            jobs.record_stop(folder, "Stopped at once, with all that was finished saved")
             raise
         else:
             jobs.record_success(folder)
@@ -249,6 +250,9 @@ def _main() -> None:
         except SystemExit:
             all_completed()
             raise
+        except KeyboardInterrupt:  # of what waits for jobs that a launcher has sent to Slurm; they go on there
+            all_completed()
+            raise SystemExit(128 + signal.SIGINT) from None
         exit_with_status()
     elif not jobs.completed(folder):
         raise SystemExit(1)

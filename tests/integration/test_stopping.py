@@ -16,7 +16,10 @@ from tests.integration.test_cli import result, tskd
 from tskd import jobs, stopping
 from tskd.errors import OutOfTime
 from tskd.models import LanguageModel
+from tskd.modules.batches import encode_response
+from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
 from tskd.modules.generator import Generator, Request, Sampling, generate
+from tskd.records import Prompt
 
 QUICK = [
     *("iterations=1", "expansion.num_drafts=8", "task.epochs=2", "training.replay.num_texts=4"),
@@ -122,6 +125,26 @@ def test_a_signal_that_somebody_else_handles_is_left_to_them(monkeypatch):
             assert handler is not signal.getsignal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_training_goes_on_after_a_signal_that_somebody_else_handles(neox, trainer, tmp_path, monkeypatch):
+    real, passed = Finetuner.accumulate, []
+
+    def accumulate(self, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch)
+
+    monkeypatch.setattr(Finetuner, "accumulate", accumulate)
+    weights = tiny.weights(neox)
+    texts = [encode_response(LanguageModel(weights), Prompt("q"), "a", finished=True)]
+    before = signal.signal(signal.SIGTERM, lambda *_: passed.append(True))
+    try:
+        with stopping.heeding_signals():
+            finetune(weights, texts, LoraSettings(rank=2, epochs=3), trainer, tmp_path / "adapter", seed=0, key="k")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [True] * 3 == passed
+    assert (tmp_path / "adapter").exists()
 
 
 def test_the_time_limit_stops_before_the_next_batch(llama, trainer):

@@ -56,6 +56,17 @@ def test_a_run_that_another_process_is_busy_with_is_neither_found_nor_entered(tm
     assert folder == jobs.newest_unfinished(tmp_path, SETTINGS)
 
 
+@pytest.mark.parametrize("reason", [SystemExit(-1), KeyboardInterrupt()])
+def test_a_run_that_is_ended_from_outside_was_stopped_and_has_not_failed(tmp_path, reason):
+    def work():
+        raise reason
+
+    with pytest.raises(type(reason)):
+        with_status(tmp_path, work)
+    assert "stopped" == json.loads((tmp_path / "status.json").read_text())["status"]
+    assert not (tmp_path / "error.txt").exists()
+
+
 def test_settings_differ_where_one_of_them_has_another_value_or_none():
     assert [] == config.differences(SETTINGS, json.loads(json.dumps(SETTINGS)))
     assert ["lora.rank", "seed"] == config.differences(

@@ -4,8 +4,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
@@ -15,7 +14,7 @@ import torch
 from pydantic import PositiveInt
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -34,6 +33,8 @@ for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lig
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 # Lightning calls a function that torch 2.13 has deprecated.
 warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+# It would have every process started by srun wherever there is one, on a cluster's login node too.
+warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
 # Frozen models stay in evaluation mode on purpose; the finetuner sets the mode that it needs.
 warnings.filterwarnings("ignore", message=".*module.*in eval mode at the start of training.*")
 
@@ -270,8 +271,7 @@ class LightningTrainer:
         if mine := workers.share(left, module.in_step):
             # What a sharded model gathers in inference mode could never be trained with.
             trainer = self._make(inference_mode=not module.in_step)
-            with _our_own_stop():
-                trainer.predict(module, epoch_loader(mine), return_predictions=False)
+            trainer.predict(module, epoch_loader(mine), return_predictions=False)
         return workers.gathered(module.results)
 
     def fit(self, module: Resident, epochs: int) -> None:
@@ -285,8 +285,7 @@ class LightningTrainer:
             found = workers.gathered({0: self.journal.checkpoint(key)} if workers.rank() == 0 else {})
             start, callbacks = found[0], [_EachEpoch(self.journal, key)]
         trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
-        with _our_own_stop():
-            trainer.fit(module, ckpt_path=start, weights_only=True)
+        trainer.fit(module, ckpt_path=start, weights_only=True)
 
     def _devices(self) -> int | list[int]:
         """How many, or where it matters which, their numbers."""
@@ -294,7 +293,7 @@ class LightningTrainer:
         return 1 if number is None or self.accelerator == "cpu" or not torch.cuda.is_available() else [number]
 
     def _make(self, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=self.accelerator,
             devices=self._devices(),
             plugins=[LightningEnvironment(), _InPlace()],  # each process is a whole Trainer of its own
@@ -307,16 +306,10 @@ class LightningTrainer:
             num_sanity_val_steps=0,
             **settings,
         )
-
-
-@contextmanager
-def _our_own_stop() -> Iterator[None]:
-    """Lightning sees SIGTERM too, and stops after the batch, where we do before the next."""
-    try:
-        yield
-    except SIGTERMException:
-        stopping.check()
-        raise
+        # It would end a training at SIGTERM, which is ours to heed, and under submitit nobody's: Slurm sends it before
+        # the signal that has the job queued again, and a job that ends in between is over.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        return trainer
 
 
 def cut(indices: Sequence[int], parts: int) -> list[list[int]]:
