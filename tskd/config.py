@@ -24,7 +24,7 @@ from tskd.faults import FAULTS
 
 Made = TypeVar("Made")
 MAX_FOLDER_NAME = 100
-FREE = ("allow", "max_hours")  # settings of which a run may have others when it goes on
+FREE = ("allow", "max_hours", "trainer.devices")  # settings of which a run may have others when it goes on
 
 
 @dataclass

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,9 +187,7 @@ def _hydra_job(cfg: DictConfig) -> float | None:
 def with_status(folder: Path, work: Callable[[], Outcome]) -> Outcome | None:
     """What ``work`` gives, and a note of how it ended. An ordinary failure is noted, not raised, and gives ``None``:
     the next job of a sweep goes on."""
-    # Under torchrun every process gets each signal, some of them twice; there they end as they would without this.
-    signals = stopping.heeding_signals() if workers.count() == 1 else nullcontext()
-    with jobs.alone(folder), signals:
+    with jobs.alone(folder), stopping.heeding_signals():
         try:
             jobs.record_start(folder)
             stopping.check()
@@ -201,7 +198,7 @@ def with_status(folder: Path, work: Callable[[], Outcome]) -> Outcome | None:
                 raise
         except Exception as error:  # noqa: BLE001 (whatever it is, it belongs into the job's own record)
             jobs.record_failure(folder, error)
-        except BaseException:  # Ctrl-C under torchrun; a launcher that has Slurm queue the job again
+        except BaseException:  # submitit's, say, which has Slurm queue the job again
             jobs.record_stop(folder, "Stopped at once, with all that was finished saved")
             raise
         else:
@@ -213,6 +210,7 @@ def with_status(folder: Path, work: Callable[[], Outcome]) -> Outcome | None:
 def resume(folder: Path, overrides: Sequence[str]) -> None:
     """Go on with the run in ``folder``, under its own configuration, which ``overrides`` must not contradict."""
     stored = config.of_run(folder)
+    OmegaConf.update(stored, "trainer.devices", workers.count())  # what several processes began, one may end
     for override in overrides:
         key, _, value = override.partition("=")
         given = OmegaConf.create({"value": OmegaConf.from_dotlist([f"value={value}"])["value"]})["value"]

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from tskd import jobs
 from tskd.tasks.atlas import FACTS
@@ -119,6 +121,104 @@ def content(run):
     for row in [*rows, result := json.loads((run / "result.json").read_text())]:
         del row["cost/seconds"]
     return found, rows, result
+
+
+PROCESSES = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from tskd import run
+
+def main(arguments):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "RANK" in os.environ:
+        os.setsid()  # as torchrun has it, whose processes this one only starts faster
+        Path(f"process_{os.environ['RANK']}").write_text(str(os.getpid()))
+    sys.argv[1:] = arguments
+    run.main()
+
+def start(count, *arguments):
+    if (child := os.fork()) == 0:
+        os.dup2(os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(1, 2)
+        place = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork", "max_restarts": 0}
+        launch = elastic_launch(LaunchConfig(1, 1, count, **place), main) if count > 1 else main
+        try:
+            launch(arguments)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+def end(child):
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.alarm(60)  # nothing may wait for a process that is gone
+    status = os.waitpid(child, 0)[1]
+    signal.alarm(0)
+    return status
+
+def is_alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+overrides = sys.argv[1:]
+begun = time.monotonic()
+assert end(start(2, *overrides, "hydra.run.dir=runs/straight")) == 0
+seconds = time.monotonic() - begun
+kills = [
+    # who gets which signal, and how many go on with the run
+    (["0"], signal.SIGKILL, 2),
+    (["1"], signal.SIGKILL, 1),
+    (["torchrun"], signal.SIGTERM, 2),
+    (["torchrun", "0", "1"], signal.SIGKILL, 1),
+    (["torchrun"], signal.SIGINT, 2),
+    (["torchrun"], signal.SIGKILL, 2),
+]
+for number, (whom, how, then) in enumerate(kills):
+    folder = Path(f"runs/{number}")
+    child = start(2, *overrides, f"hydra.run.dir={folder}")
+    while not (folder / "config.yaml").exists():
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, seconds) * 0.8)
+    ranks = {rank: int(Path(f"process_{rank}").read_text()) for rank in "01"}
+    for each in whom:
+        if is_alive(pid := {"torchrun": child, **ranks}[each]):
+            os.kill(pid, how)
+    status = end(child)
+    assert status != signal.SIGKILL or how == signal.SIGKILL, (number, "it hung")
+    for pid in ranks.values():
+        while is_alive(pid) and time.monotonic() - begun < 300:
+            time.sleep(0.1)
+        assert not is_alive(pid), (number, "it was left behind")
+    said = json.loads((folder / "status.json").read_text())
+    assert how == signal.SIGKILL or said["status"] in ("stopped", "completed"), (number, said)
+    print(then, flush=True)
+    assert end(start(then, f"resume={folder}")) == 0, number
+"""
+
+
+def test_a_run_of_two_processes_that_loses_some_or_all_of_them_ends_as_one_that_did_not(folder):
+    done = python(folder, PROCESSES, *TINY[1:], "iterations=1", "trainer=ddp", "trainer.max_batch_tokens=400")
+    printed = (folder / "printed.txt").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + printed[-3000:]
+    straight = content(folder / "runs" / "straight")
+    assert "2 1 2 1 2 2" == " ".join(done.stdout.split())
+    for number, processes in enumerate(done.stdout.split()):
+        found = content(folder / "runs" / str(number))
+        if processes == "2":
+            assert straight == found, number
+        else:  # of a training, one process adds the gradients up in another order
+            assert without_training(straight) == without_training(found), number
+            for file in (file for file in straight[0] if file.endswith("safetensors")):
+                torch.testing.assert_close(load(found[0][file]), load(straight[0][file]), atol=1e-4, rtol=1e-2)
+
+
+def without_training(content):
+    found, rows, result = content
+    records = {file: content for file, content in found.items() if not file.endswith("safetensors")}
+    return records, [{key: value for key, value in row.items() if key != "train/loss"} for row in [*rows, result]]
 
 
 FAULTY = """

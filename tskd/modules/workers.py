@@ -7,6 +7,7 @@ process's share of a step. Weights travel as the name of their checkpoint, so th
 
 A process that fails notes why in the store that torchrun keeps. A thread in each of them looks there twice a second and
 ends the others, which breaks off what the first one waits for: whoever fails, and wherever, it ends with that line.
+That one was killed shows when another talks to it; of torchrun itself, in the store. The first alone heeds signals.
 Under ``trainer=fsdp`` each pass of a model is a collective call, and all processes must make as many of them: they are
 then *in step*, and one with less to do repeats something, whose result counts for nothing.
 """
@@ -15,6 +16,7 @@ import importlib
 import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +31,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from tskd import stopping
 from tskd.errors import ModelError, TskdError
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,8 @@ def together(main: Callable[[], None]) -> None:
                     _tell(None)
                 _store.set(ENDED, "")
         else:
+            for each in stopping.SIGNALS:  # torchrun hands them to all; the first heeds them, and ends the others
+                signal.signal(each, signal.SIG_IGN)
             with suppress(Exception):  # it is noted, and the first process tells it
                 _serve()
     finally:
@@ -94,11 +99,14 @@ def _serve() -> None:
 
 
 def _watch(store: Any) -> None:
-    """Let nothing wait for a process that has failed."""
-    while not store.check([FAILED]):
-        if store.check([ENDED]):
-            return
-        time.sleep(LOOK_EVERY)
+    """Let nothing wait for a process that has failed, or outlive torchrun."""
+    try:
+        while not store.check([FAILED]):
+            if store.check([ENDED]):
+                return
+            time.sleep(LOOK_EVERY)
+    except dist.DistNetworkError:  # its processes are sessions of their own, and nobody else would end them
+        os._exit(1)
     if rank() > 0:
         os._exit(0)  # with an error's number, torchrun would end the first process before it has told the cause
     if dist.is_initialized():  # what runs on a GPU does not notice that the others are gone; there it is not tried yet
@@ -121,8 +129,11 @@ def _answering_for_failures() -> Iterator[None]:
             log.exception("Process %d of %d failed.", rank(), count())
         line = str(error) if known else " ".join(f"{type(error).__name__}: {error}".split())
         mine = f"Process {rank()} of {count()} failed: {line}"
+        if lost := "/gloo/" in line:
+            mine = f"One of {count()} processes has ended without a word: killed, perhaps for want of memory."
         noted = _store.compare_set(FAILED, "", mine).decode()
-        if noted != mine and not known and isinstance(error, Exception):  # what another's failure has done to this one
+        # What another's end has done to this one.
+        if (lost or noted != mine) and not known and isinstance(error, Exception):
             raise ModelError(noted) from error
         raise
 
