@@ -13,7 +13,9 @@ from tskd.models import LanguageModel, Weights
 from tskd.modules import workers
 from tskd.modules.batches import encode_prefix
 from tskd.modules.continuous_batching import ContinuousBatching
+from tskd.modules.engine import Ending
 from tskd.modules.generator import Generation, OwnLoop, Request, Sampling, generate
+from tskd.modules.journal import Journal
 from tskd.modules.trainer import LightningTrainer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -110,6 +112,32 @@ def test_one_call_samples_the_same_again_and_leaves_other_random_numbers_alone(l
     assert torch.equal(state, torch.get_rng_state())
     assert first == again
     assert first[:-1] != written(model, TEXTS[:-1], paged, temperature=1.0, top_p=0.9, stop=("e",))  # another call
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_broken_off_call_goes_on_to_the_same_texts(llama, paged, tmp_path, monkeypatch, temperature):
+    model, real, ended = LanguageModel(tiny.weights(llama)), Ending.cut, []
+
+    def cut(self, tokens):
+        if len(ended) == limit:
+            raise KeyboardInterrupt
+        ended.append(tokens)
+        return real(self, tokens)
+
+    monkeypatch.setattr(Ending, "cut", cut)
+    limit = None
+    whole = written(model, TEXTS, paged, temperature=temperature)
+    ended.clear()
+    limit, noting = 2, replace(paged, journal=Journal(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        written(model, TEXTS, noting, temperature=temperature)
+    limit = None
+    assert whole == written(model, TEXTS, noting, temperature=temperature)
+    # A greedy text is not made again; what is sampled together is.
+    assert 2 + len(TEXTS) - (2 if temperature == 0 else 0) == len(ended)
+    ended.clear()
+    assert whole == written(model, TEXTS, noting, temperature=temperature)
+    assert [] == ended
 
 
 def test_what_fails_within_is_one_line(llama, paged, monkeypatch):

@@ -13,6 +13,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from tskd import stopping
 from tskd.checkpoints import one_line
 from tskd.errors import ModelError
+from tskd.identity import digest
 from tskd.models import LanguageModel
 from tskd.modules.engine import Ending, Generation, Request, Sampling
 from tskd.modules.trainer import LightningTrainer
@@ -29,7 +30,8 @@ class ContinuousBatching:
     Greedy texts are those of our own loop, as far as the arithmetic goes. What is sampled follows from one seed for
     all requests of a call: the same call gives the same texts, but another request in it may change any of them. For
     the same reason a sampled text is written on after the stop text, and cut: a row that left when we asked for it
-    would leave at another pass each time. It computes in the model's own data type, whatever the trainer's precision.
+    would leave at another pass each time. In the journal a greedy text is noted as it ends, sampled ones all together.
+    It computes in the model's own data type, whatever the trainer's precision.
     Of several processes the first does it all.
     """
 
@@ -57,9 +59,16 @@ class ContinuousBatching:
         if not model.weights.checkpoint.is_placed:
             model.weights.model.to(trainer.device)
         ending = Ending(model, stop)
-        lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
-        cancels = bool(stop) and sampling.temperature == 0
-        made: dict[str, Generation] = {}
+        is_greedy = sampling.temperature == 0
+        cancels = bool(stop) and is_greedy
+        journal, made, key = trainer.journal, dict[int, Generation](), ""
+        if journal is not None:
+            key = digest([self, model, repr(requests), sampling, stop])
+            made = {i: Generation(*noted) for i, noted in journal.read(key).items()}
+        left = {i: request for i, request in enumerate(requests) if i not in made}
+        if not left:
+            return [made[i] for i in range(len(requests))]
+        lengths = [len(request.ids) + sampling.max_new_tokens for request in left.values()]
         devices = [trainer.device] if trainer.device.type == "cuda" else []
         # It seeds torch's own generators, which other stages draw from.
         with model.speaking() as network, torch.random.fork_rng(devices):
@@ -70,10 +79,11 @@ class ContinuousBatching:
                 raise ModelError(f"Continuous batching with {model.name!r}: {one_line(error)}") from error
             # Before it starts: which requests share the first pass, and so what is sampled, must not depend on time.
             names = manager.add_requests(
-                [list(request.ids) for request in requests],
+                [list(request.ids) for request in left.values()],
                 max_new_tokens=sampling.max_new_tokens,
                 streaming=cancels,
             )
+            index = dict(zip(names, left, strict=True))
             manager.start()
             try:
                 with tqdm(
@@ -84,24 +94,28 @@ class ContinuousBatching:
                     dynamic_ncols=True,
                     disable=not trainer.shows_progress,
                 ) as bar:
-                    while len(made) < len(names):
+                    while len(made) < len(requests):
                         stopping.check()
                         if (result := manager.get_result(timeout=1)) is None:
                             if not manager.is_running():
                                 raise ModelError(_failure(model, "it ended early"))
                         elif result.error is not None:
                             raise ModelError(_failure(model, result.error))
-                        elif result.request_id not in made:
+                        elif (i := index[result.request_id]) not in made:
                             written = result.generated_tokens
                             if result.is_finished() or ending.is_reached(written):
-                                made[result.request_id] = ending.cut(written)
+                                made[i] = ending.cut(written)
+                                if journal is not None and is_greedy:
+                                    journal.add(key, {i: made[i]})
                                 bar.update()
                                 if not result.is_finished():
                                     manager.cancel_request(result.request_id)
             finally:
                 manager.stop(hard_stop=True)
                 manager.destroy()
-        return [made[name] for name in names]
+        if journal is not None and not is_greedy:
+            journal.add(key, made)
+        return [made[i] for i in range(len(requests))]
 
     def _config(
         self, network: Any, lengths: Sequence[int], trainer: LightningTrainer, requests: Sequence[Request]
