@@ -8,9 +8,10 @@ than the base, or as the base does, is not.
 import gzip
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from tskd.stages.select import (
 
 RESULTS = Path(__file__).parent / "results"
 RESAMPLES, RECALL = 200, 0.8
+FEW, DRAWS, HIGH_RECALL = (16, 8, 5), 20, 0.9
+CHOSEN = "**explained × form × ground²** (chosen)"
 TOPIC = "navigate-0"  # the only teacher whose base often gives its answer
 FIXED = {"gap (the paper's rule)": (0.5, 1.5)}
 BBH = {"other": "other tasks", "general": "general"}  # what the teacher of a task should not keep
@@ -53,6 +56,26 @@ def without_end(row: Row) -> float:
     return teacher - base
 
 
+def explained(row: Row) -> float:
+    """The share of the base's perplexity of the answer that the teacher does not have: 0 where both have the same."""
+    return max(0.0, 1 - math.exp(fmean(row["teacher_nll"]) - fmean(row["base_nll"])))
+
+
+def changed(row: Row) -> float:
+    """How far the first token's distribution has changed, between 0 and 1."""
+    return 1 - math.exp(-max(0.0, row["first_kl"]))
+
+
+def form(row: Row) -> float:
+    """Bhattacharyya's coefficient of the teacher's first token with its mean first token after the seeds."""
+    return row["seed_overlap"]
+
+
+def ground(row: Row) -> float:
+    """1 where the fine-tuning moves the state as it does on the seeds, 0 where it moves it the other way."""
+    return (1 + row["shift_alignment"]) / 2
+
+
 CRITERIA: dict[str, Criterion] = {
     "gap (the paper's rule)": lambda row: PplDifference.criterion(scored(row)),
     "nll difference": lambda row: LogPplDifference.criterion(scored(row)),
@@ -70,6 +93,20 @@ CRITERIA: dict[str, Criterion] = {
     "control: cosine of the base's state with the seeds'": lambda row: row["state_alignment"],
     "**seed_shift** (both: recommended)": lambda row: SeedShift.criterion(scored(row)),
     "KL(base ‖ teacher) times that mass, of the first token": lambda row: row["first_kl"] * row["seed_mass"],
+    "form × ground²": lambda row: form(row) * ground(row) ** 2,
+    "**explained × form × ground²** (chosen)": lambda row: explained(row) * form(row) * ground(row) ** 2,
+}
+CANDIDATES: dict[str, tuple[Criterion, ...]] = {
+    "KL × mass on the seeds' first tokens": (lambda row: row["first_kl"], lambda row: row["seed_mass"]),
+    "changed × form": (changed, form),
+    "changed × form × ground²": (changed, form, ground, ground),
+    "KL × form × ground²": (lambda row: row["first_kl"], form, ground, ground),
+    "explained × form": (explained, form),
+    "explained × ground²": (explained, ground, ground),
+    "explained × form × ground": (explained, form, ground),
+    "explained × form × ground² (chosen)": (explained, form, ground, ground),
+    "explained × form × ground⁴": (explained, form, *(ground,) * 4),
+    "explained × form × cosine, 0 where it is negative": (explained, form, lambda row: max(0.0, 2 * ground(row) - 1)),
 }
 
 
@@ -134,6 +171,67 @@ def planted_table(teachers: Sequence[list[Row]]) -> str:
     return "\n".join(lines)
 
 
+def candidates_table(teachers: Collection[list[Row]], planted: Mapping[str, Sequence[list[Row]]]) -> str:
+    """AUC of products of necessary conditions: mean and worst over BBH teachers, and the worst planted kind."""
+    makers = {name: product_of(factors) for name, factors in CANDIDATES.items()}
+    makers["the least of explained, form and ground²"] = least_of(explained, form, lambda row: ground(row) ** 2)
+    makers["chosen, each factor over the seeds' median, at most 1"] = in_the_seeds_units(
+        explained, form, lambda row: ground(row) ** 2
+    )
+    lines = ["| candidate | BBH, mean | BBH, worst | shipped, worst | knowing, worst |", "|---" * 5 + "|"]
+    for name, make in makers.items():
+        found = [auc(*(values(rows, make(rows), *kinds) for kinds in (("own",), BBH))) for rows in teachers]
+        cells = [fmean(found), min(found)]
+        for of_base in planted.values():
+            kinds = planted_kinds(of_base)
+            sides = [
+                (values(rows, make(rows), "own"), values(rows, make(rows), kind)) for rows in of_base for kind in kinds
+            ]
+            cells.append(min(auc(*pair) for pair in sides))
+        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def product_of(factors: Sequence[Criterion]) -> Callable[[Sequence[Row]], Criterion]:
+    return lambda rows: lambda row: math.prod(factor(row) for factor in factors)
+
+
+def least_of(*factors: Criterion) -> Callable[[Sequence[Row]], Criterion]:
+    return lambda rows: lambda row: min(factor(row) for factor in factors)
+
+
+def in_the_seeds_units(*factors: Criterion) -> Callable[[Sequence[Row]], Criterion]:
+    def make(rows: Sequence[Row]) -> Criterion:
+        typical = [median(factor(row) for row in rows if row["kind"] == "seed") for factor in factors]
+        return lambda row: math.prod(
+            min(1.0, factor(row) / value) for factor, value in zip(factors, typical, strict=True)
+        )
+
+    return make
+
+
+def few_seeds_table(teachers: Mapping[str, Sequence[list[Row]]], criterion: Criterion) -> str:
+    """What the level that 16, 8 or 5 of the seeds tell keeps; of fewer than all, a mean over draws of them."""
+    lines = ["| teachers | recall | seeds | own kept | least | others kept | precision |", "|---" * 7 + "|"]
+    for name, of_name in teachers.items():
+        for recall in (RECALL, HIGH_RECALL):
+            for count in FEW:
+                own, others, precision = [], [], []
+                for place, rows in enumerate(of_name):
+                    seeds = values(rows, criterion, "seed")
+                    for draw in range(DRAWS if count < len(seeds) else 1):
+                        level = reached_by_seeds(random.Random(f"{place}/{draw}").sample(seeds, count), recall)
+                        mine = [value >= level for value in values(rows, criterion, "own")]
+                        rest = [value >= level for value in values(rows, criterion, *BBH, *PLANTED)]
+                        own.append(fmean(mine))
+                        others.append(fmean(rest))
+                        if any(mine + rest):
+                            precision.append(sum(mine) / sum(mine + rest))
+                cells = [f"{fmean(own):.2f}", f"{min(own):.2f}", f"{fmean(others):.2f}", f"{fmean(precision):.2f}"]
+                lines.append(f"| {name} | {recall} | {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def answers_table(teachers: Sequence[list[Row]]) -> str:
     """How the teachers of the embedded world answer each kind of prompt: means over them."""
     lines = ["| prompts | right | answered as by the base |", "|---|---|---|"]
@@ -168,9 +266,12 @@ def kept_table(teachers: Collection[list[Row]], rest: dict[str, str]) -> str:
 
 
 def teacher_table(teachers: dict[str, list[Row]]) -> str:
-    """For each teacher: how good it is on its own kind, and the AUC of four criteria."""
+    """For each teacher: how good it is on its own kind, and the AUC of some criteria."""
     chosen = [name for name in CRITERIA if name.startswith(("gap", "first token: -", "strength", "**"))]
-    lines = ["| teacher | accuracy | own answered as by the base | " + " | ".join(chosen) + " |", "|---" * 7 + "|"]
+    lines = [
+        "| teacher | accuracy | own answered as by the base | " + " | ".join(chosen) + " |",
+        "|---" * (3 + len(chosen)) + "|",
+    ]
     for teacher, rows in teachers.items():
         own = [row for row in rows if row["kind"] == "own"]
         cells = [f"{fmean(row['is_correct'] for row in own):.2f}", f"{fmean(row['is_alike'] for row in own):.2f}"]
@@ -206,10 +307,12 @@ def tables() -> str:
     parts = [auc_table(teachers), kept_table(teachers.values(), BBH), teacher_table(teachers)]
     parts += [within_topic_table(teachers[TOPIC])]
     parts += [style_table(rows) for name, rows in files.items() if name not in teachers]
-    planted = [[read(file) for file in sorted((RESULTS / "planted" / base).glob("*.gz"))] for base in BASES]
-    parts += [planted_table(each) for each in planted]
-    parts += [kept_table(each, planted_kinds(each)) for each in planted]
-    parts += [answers_table([rows for each in planted for rows in each])]
+    planted = {base: [read(file) for file in sorted((RESULTS / "planted" / base).glob("*.gz"))] for base in BASES}
+    parts += [planted_table(each) for each in planted.values()]
+    parts += [kept_table(each, planted_kinds(each)) for each in planted.values()]
+    parts += [answers_table([rows for each in planted.values() for rows in each])]
+    parts += [candidates_table(teachers.values(), planted)]
+    parts += [few_seeds_table({"BBH": list(teachers.values()), **planted}, CRITERIA[CHOSEN])]
     return "\n\n".join(parts)
 
 
