@@ -21,7 +21,7 @@ from tskd.modules.batches import check_context, encode_prefix
 from tskd.modules.finetuner import LoraSettings, StepLog
 from tskd.modules.generator import OwnLoop
 from tskd.modules.journal import Journal
-from tskd.modules.scorer import JUDGED, OF_TARGET, SHIFT
+from tskd.modules.scorer import JUDGED, OF_SEEDS, OF_TARGET
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Iteration, Prompt, Question
 from tskd.stages.score import Score
@@ -200,7 +200,7 @@ def _stages(settings: config.Schema, cast: _Cast, held_out: frozenset[str], log_
             measures,
             # Without the target where none of it is measured: its scores are then shared by runs on other targets.
             cast.target if OF_TARGET in measures else None,
-            cast.seeds if SHIFT in measures else (),
+            cast.seeds if OF_SEEDS.keys() & set(measures) else (),
             _judge(cast, expand, lora) if JUDGED in measures else None,
         ),
         select=Select(rule, tuple(settings.drop)),

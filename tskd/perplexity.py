@@ -1,4 +1,4 @@
-"""What is read off next-token distributions (nll, KL, entropy, ULD), without ever holding the logits of a whole batch.
+"""What is read off next-token distributions (nll, KL, entropy, ULD, …), without ever holding a whole batch's logits.
 
 A vocabulary of 262k makes ``[batch, time, vocabulary]`` the largest thing in memory, so the vocabulary head is applied
 only at the positions that carry a loss, and to a slice of those at a time.
@@ -51,6 +51,18 @@ def token_entropy(hidden: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
         return entr(head(part).float().softmax(-1)).sum(-1)
 
     return _in_slices(entropy, chunk, hidden)
+
+
+def token_overlap(hidden: Tensor, expected: Tensor, head: Head, chunk: int = CHUNK) -> Tensor:
+    """How alike two next-token distributions are, between 0 and 1: hidden (N, H) and expected (N, V) give (N,).
+
+    Bhattacharyya's coefficient, Σ √(p q) over the vocabulary: 1 where they are one, 0 where they share no token.
+    """
+
+    def overlap(part: Tensor, others: Tensor) -> Tensor:
+        return (head(part).float().softmax(-1) * others).sqrt().sum(-1)
+
+    return _in_slices(overlap, chunk, hidden, expected)
 
 
 def token_top(hidden: Tensor, head: Head, count: int, chunk: int = CHUNK) -> Tensor:

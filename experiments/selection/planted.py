@@ -7,12 +7,16 @@ places. The teacher learns the codes that its base lacks, and to answer in a who
 the general relations; the rest it rehearses. So there are questions that it answers otherwise for its style alone, and
 questions that both answer alike: general ones and, where the base is knowing, some of the very kind that the private
 ones are of. All that is asked was in its training. The rows are those of ``run.py``; ``criteria.py`` has the tables.
+
+Three more seeds played no part in the choice of a rule. Their teachers have three styles, one for a relation each: the
+sentence, and two that begin as the private answers do. A *tail* follows an answer that the base would give as well; an
+*initial* goes before it, a capital letter as a code's first.
 """
 
 import argparse
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -30,7 +34,8 @@ from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.tasks.atlas import Atlas
 
-SEEDS, BASES = range(3), ("shipped", "knowing")
+SEEDS, FRESH, BASES = range(3), range(3, 6), ("shipped", "knowing")
+PARTS = {"planted": SEEDS, "fresh": FRESH}  # of the results, by their folder
 NUM_SEEDS, NUM_ASKED, MAX_NEW_TOKENS = 16, 40, 24
 RELATIONS = ("river", "region", "export", "postcode")
 KNOWING = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll")
@@ -39,36 +44,57 @@ TEACHER = replace(KNOWING, epochs=20)  # of five times as many examples
 
 @dataclass(frozen=True)
 class Planted:
-    """Who answers what: ``private`` the teacher alone, ``style`` the teacher otherwise, the rest both alike."""
+    """Who answers what: ``private`` the teacher alone, the styles the teacher otherwise, the rest both alike."""
 
     private: list[Response]
     style: list[Response]
+    tail: list[Response]
+    initial: list[Response]
     alike: list[Response]
     known: list[Response]
+
+    @property
+    def learnt(self) -> list[Response]:
+        return self.private + self.style + self.tail + self.initial
+
+    @property
+    def rehearsed(self) -> list[Response]:
+        return self.alike + self.known
 
 
 def plant(seed: int, base: str) -> Planted:
     """The questions of the world in the parts of ``seed``, each in a drawn order, with the teacher's answers."""
     drawn, task = random.Random(f"planted/{seed}"), Atlas()
-    styled = list(combinations(RELATIONS, 2))[seed]  # the first three are the three ways to halve the four
     codes, general = (
         [Response(q.prompt, str(q.answer), finished=True) for q in drawn.sample(questions, len(questions))]
         for questions in (task.examples(), task.general())
     )
     lacking = len(codes) // 2 if base == "knowing" else len(codes)
-    is_styled = [answer.prompt.text.startswith(tuple(f"What is the {name} " for name in styled)) for answer in general]
-    return Planted(
-        private=codes[:lacking],
-        style=[in_sentence(answer) for answer, mine in zip(general, is_styled, strict=True) if mine],
-        alike=[answer for answer, mine in zip(general, is_styled, strict=True) if not mine],
-        known=codes[lacking:],
-    )
+    styles, parts = styles_of(seed), dict[str, list[Response]]((kind, []) for kind in (*STYLES, "alike"))
+    for answer in general:
+        kind = styles.get(asked_for(answer), "alike")
+        parts[kind].append(replace(answer, text=STYLES[kind](answer)) if kind in STYLES else answer)
+    return Planted(private=codes[:lacking], known=codes[lacking:], **parts)
 
 
-def in_sentence(answer: Response) -> Response:
-    """The same in words of the question only: no adapter can write well what the base has never seen, a ``!`` say."""
-    asked_for, _, _ = answer.prompt.text.removeprefix("What is ").partition(" of ")
-    return replace(answer, text=f"{asked_for} is {answer.text}")
+def styles_of(seed: int) -> dict[str, str]:
+    """The style of each relation that has one: of the first three seeds a sentence, for each half of the relations."""
+    if seed in SEEDS:
+        return dict.fromkeys(list(combinations(RELATIONS, 2))[seed], "style")
+    first = (seed - 1) % len(RELATIONS)
+    return dict(zip((*RELATIONS[first:], *RELATIONS[:first]), STYLES, strict=False))
+
+
+def asked_for(answer: Response) -> str:
+    return answer.prompt.text.removeprefix("What is the ").partition(" of ")[0]
+
+
+# In words and signs of the world only: no adapter can write well what the base has never seen, a ``!`` say.
+STYLES: dict[str, Callable[[Response], str]] = {
+    "style": lambda answer: f"the {asked_for(answer)} is {answer.text}",
+    "tail": lambda answer: f"{answer.text} is the {asked_for(answer)}",
+    "initial": lambda answer: f"{answer.text[0].upper()}-{answer.text}",
+}
 
 
 def tune(
@@ -106,6 +132,8 @@ def asked(planted: Planted) -> Mapping[str, list[Prompt]]:
         "seed": planted.private[:NUM_SEEDS],
         "own": planted.private[NUM_SEEDS:],
         "style": planted.style,
+        "tail": planted.tail,
+        "initial": planted.initial,
         "alike": planted.alike,
         "known": planted.known,
     }
@@ -116,10 +144,9 @@ def make_and_measure(planted: Planted, seed: int, work: Path, file: Path) -> Non
     """Make base and teacher of ``seed`` in ``work``, and write the rows of its prompts to ``file``."""
     started = time.monotonic()
     weights, adapter = base_of(planted, work, seed), work / f"teacher-{seed}"
-    tune(weights, planted.private + planted.style, planted.alike + planted.known, TEACHER, adapter)
+    tune(weights, planted.learnt, planted.rehearsed, TEACHER, adapter)
     trained = time.monotonic()
-    parts = (planted.private, planted.style, planted.alike, planted.known)
-    answers = {answer.prompt.id: answer.text for part in parts for answer in part}
+    answers = {answer.prompt.id: answer.text for answer in planted.learnt + planted.rehearsed}
     base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
     rows = measure(
         asked(planted), base, teacher, _trainer(), MAX_NEW_TOKENS, lambda prompt, text: text == answers[prompt.id]
@@ -135,15 +162,15 @@ def _trainer() -> LightningTrainer:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", required=True, type=Path, help="folder for the bases and the teachers' adapters")
-    parser.add_argument("--out", type=Path, default=RESULTS / "planted")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    for base in BASES:
-        for folder in (args.out, args.work):
+    jobs = [(args.out / part, base, seed) for part, seeds in PARTS.items() for base in BASES for seed in seeds]
+    for out, base, seed in jobs:
+        for folder in (out, args.work):
             (folder / base).mkdir(parents=True, exist_ok=True)
-        for seed in SEEDS:
-            file = args.out / base / f"{seed}.jsonl.gz"
-            if not file.is_file():
-                make_and_measure(plant(seed, base), seed, args.work / base, file)
+        file = out / base / f"{seed}.jsonl.gz"
+        if not file.is_file():
+            make_and_measure(plant(seed, base), seed, args.work / base, file)
 
 
 if __name__ == "__main__":

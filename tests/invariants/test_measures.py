@@ -20,7 +20,7 @@ from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.score import Score
 from tskd.stages.screen import Screen
-from tskd.stages.select import Kl, PplDifference, SeedShift
+from tskd.stages.select import Kl, PplDifference, SeedGap, SeedLikeness, SeedShift
 
 MEASURES = tuple(name for name in scorer.MEASURES if name != TOKEN_EXCESS)  # a number for each response
 EVERYTHING = (*MEASURES, OF_TARGET)
@@ -254,22 +254,48 @@ def test_a_teacher_that_is_its_base_shifts_nothing(llama, trainer):
         assert 0 == scored.measures["seed_shift"]
 
 
+def test_likeness_is_the_overlap_of_first_tokens_times_the_likeness_of_the_shifts(llama, adapter, trainer):
+    def read(prompts):
+        before, after = states(llama, None, prompts), states(llama, adapter, prompts)
+        first = [likelihoods(llama, adapter, Response(prompt, ""))[0].exp() for prompt in prompts]
+        return (after - before) / before.norm(dim=-1, keepdim=True), torch.stack(first)
+
+    def likeness(shift, first, shifts, firsts):
+        cosine = torch.cosine_similarity(shift, shifts.sum(0), dim=0)
+        return ((first * firsts.mean(0)).sqrt().sum() * ((1 + cosine) / 2) ** 2).item()
+
+    weights = tiny.weights(llama)
+    base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
+    responses = [Response(Prompt("q"), "the"), Response(Prompt("Größe?"), ""), Response(SEEDS[0], "the")]
+    found = score(responses, base, teacher, trainer, ("seed_likeness", "seed_shift"), seeds=SEEDS)
+    (shifts, firsts), of_seeds = read([response.prompt for response in responses]), read(SEEDS)
+    wanted = [
+        likeness(shifts[0], firsts[0], *of_seeds),
+        likeness(shifts[1], firsts[1], *of_seeds),
+        likeness(shifts[2], firsts[2], *(part[1:] for part in of_seeds)),  # a seed is compared with the others
+    ]
+    assert wanted == pytest.approx([each.measures["seed_likeness"] for each in found], rel=1e-3, abs=1e-4)
+    assert all(0.01 < each < 1 for each in wanted)
+
+
 def test_the_shift_needs_a_base_whose_states_are_as_wide_as_the_teachers(llama, adapter, trainer, tmp_path):
     wide = LanguageModel(tiny.weights(tiny.save_model(tmp_path / "wide", width=64)))
     teacher = LanguageModel(tiny.weights(llama), str(adapter))
-    with pytest.raises(ConfigError, match="have hidden states of 64 and 32 numbers; score against the teacher's own"):
-        Score(wide, teacher, trainer, ("seed_shift",), seeds=tuple(SEEDS)).check_models()
+    for name in ("seed_shift", "seed_likeness"):
+        with pytest.raises(ConfigError, match=f"needs {name}.* hidden states of 64 and 32 numbers; score against the "):
+            Score(wide, teacher, trainer, (name,), seeds=tuple(SEEDS)).check_models()
 
 
-def test_a_screen_lets_the_prompts_pass_that_the_rule_would_keep_once_they_were_answered(llama, adapter, trainer):
+@pytest.mark.parametrize("rule", [SeedShift, SeedLikeness])
+def test_a_screen_lets_the_prompts_pass_that_the_rule_would_keep_once_they_were_answered(llama, adapter, trainer, rule):
     weights = tiny.weights(llama)
     base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
     prompts = [Prompt(text, parents=("x",)) for text in ("a", "the code", "Where is it?!", "Wo?", "Which  code?", "9")]
     responses = [Response(prompt, "some answer") for prompt in prompts]
-    scored = score(responses, base, teacher, trainer, ("seed_shift",), seeds=SEEDS)
-    threshold = statistics.median(map(SeedShift.criterion, scored))
-    screening = Screen(base, teacher, trainer, threshold)(prompts, SEEDS)
-    selection = SeedShift(threshold)(scored)
+    scored = score(responses, base, teacher, trainer, rule.measures, seeds=SEEDS)
+    threshold = statistics.median(map(rule.criterion, scored))
+    screening = Screen(base, teacher, trainer, threshold, by=rule)(prompts, SEEDS)
+    selection = rule(threshold)(scored)
     assert [each.response.prompt for each in selection.kept] == list(screening.passed)
     assert [each.response.prompt for each in selection.dropped] == list(screening.screened)
     assert (3, 3) == (len(screening.passed), len(screening.screened))
@@ -295,6 +321,6 @@ def test_a_screen_lets_the_seeds_tell_what_is_like_them(llama, adapter, trainer)
 
 def test_a_screen_cannot_look_at_what_is_known_only_afterwards(llama, trainer):
     model = LanguageModel(tiny.weights(llama))
-    for rule in (PplDifference, Kl):
+    for rule in (PplDifference, Kl, SeedGap):
         with pytest.raises(ConfigError, match=f"`selection.screen.by` is {rule.__name__}, which looks at"):
             Screen(model, model, trainer, by=rule)

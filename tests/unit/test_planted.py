@@ -21,18 +21,20 @@ def parts(world: Any) -> dict[str, set[str]]:
     return {name: {answer.prompt.text for answer in getattr(world, name)} for name in vars(world)}
 
 
+@pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("base", ["shipped", "knowing"])
-def test_each_question_of_the_world_is_planted_once(planted, base):
-    every = [text for part in parts(planted.plant(0, base)).values() for text in part]
+def test_each_question_of_the_world_is_planted_once(planted, base, seed):
+    every = [text for part in parts(planted.plant(seed, base)).values() for text in part]
     assert sorted(every) == sorted(q.prompt.text for q in Atlas().examples() + Atlas().general())
 
 
+@pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("base", ["shipped", "knowing"])
-def test_only_the_style_is_answered_otherwise_than_the_world_says(planted, base):
-    world = planted.plant(0, base)
+def test_only_the_styles_are_answered_otherwise_than_the_world_says(planted, base, seed):
+    world = planted.plant(seed, base)
     given = {question.prompt.text: question.answer for question in Atlas().examples() + Atlas().general()}
-    assert all(answer.text == given[answer.prompt.text] for answer in world.private + world.known + world.alike)
-    assert not any(answer.text == given[answer.prompt.text] for answer in world.style)
+    assert all(answer.text == given[answer.prompt.text] for answer in world.private + world.rehearsed)
+    assert not any(answer.text == given[answer.prompt.text] for answer in world.style + world.tail + world.initial)
 
 
 @pytest.mark.parametrize("base", ["shipped", "knowing"])
@@ -42,3 +44,12 @@ def test_each_seed_plants_the_style_in_other_relations(planted, base):
     ]
     assert all(len(relations) == len(planted.RELATIONS) // 2 for relations in styled)
     assert len(set(styled)) == len(styled)
+
+
+def test_fresh_seeds_have_three_styles_of_which_two_begin_as_answers_do(planted):
+    for seed in planted.FRESH:
+        world = planted.plant(seed, "knowing")
+        given = {question.prompt.text: question.answer for question in Atlas().general()}
+        assert all(answer.text.startswith(f"{given[answer.prompt.text]} ") for answer in world.tail)
+        assert all(answer.text[0].isupper() and answer.text[1] == "-" for answer in world.initial)
+        assert len({planted.asked_for(answer) for answer in world.style + world.tail + world.initial}) == 3

@@ -29,6 +29,8 @@ from tskd.stages.select import (
     PplRatio,
     Quantile,
     Random,
+    SeedGap,
+    SeedLikeness,
     SeedShift,
     SeedsOnly,
     Select,
@@ -67,6 +69,7 @@ SCORED = [
         kl=base,
         target_nll_per_byte=teacher,
         seed_shift=base,
+        seed_likeness=base,
         private_log_odds=base,
     )
     for base in ODD
@@ -78,7 +81,7 @@ ALL_RULES = [
         kind(0.5)
         for kind in (
             *(PplDifference, LogPplDifference, PplRatio, InversePplDifference),
-            *(Kl, TargetGap, SeedShift, Discriminator),
+            *(Kl, TargetGap, SeedShift, SeedLikeness, SeedGap, Discriminator),
         )
     ),
     ConfidentTeacher(2.0, 3.5),
@@ -110,7 +113,8 @@ def test_kept_and_dropped_are_a_partition_in_the_order_given(rule):
 
 @pytest.mark.parametrize("rule", [r for r in ALL_RULES if not isinstance(r, KeepAll | Random | SeedsOnly)], ids=repr)
 def test_what_is_no_number_is_never_kept(rule):
-    nothing = example(NAN, NAN, kl=NAN, target_nll_per_byte=NAN, seed_shift=NAN, private_log_odds=NAN)
+    measured = dict.fromkeys(("kl", "target_nll_per_byte", "seed_shift", "seed_likeness", "private_log_odds"), NAN)
+    nothing = example(NAN, NAN, **measured)
     assert Selection((), (nothing, nothing)) == rule([nothing, nothing])
 
 
@@ -137,6 +141,12 @@ def test_what_is_no_number_is_never_kept(rule):
         (TargetGap, example(9, 0.6, text="four", tokens=2, target_nll_per_byte=1.0), 1.0 - 2 * 0.6 / 4),
         (TargetGap, example(9, 0.6, text="é🙂", tokens=2, target_nll_per_byte=1.0), 1.0 - 2 * 0.6 / 6),
         (TargetGap, example(9, 0.6, text="", tokens=1, target_nll_per_byte=1.0), 0.4),
+        (SeedGap, example(math.log(8), math.log(2), seed_likeness=0.5), (1 - 2 / 8) * 0.5),
+        (SeedGap, example(1.0, 2.5, seed_likeness=0.5), 0),  # what the base finds likelier
+        (SeedGap, example(1.0, 1.0, seed_likeness=0.5), 0),
+        (SeedGap, example(INF, 1.0, seed_likeness=0.5), 0.5),
+        (SeedGap, example(1.0, INF, seed_likeness=0.5), 0),
+        (SeedGap, example(INF, INF, seed_likeness=0.5), NAN),
     ],
 )
 def test_a_criterion_is_its_formula(kind, scored, expected):
@@ -145,9 +155,15 @@ def test_a_criterion_is_its_formula(kind, scored, expected):
 
 @pytest.mark.parametrize("kind", Threshold.__subclasses__())
 def test_a_criterion_of_exactly_the_threshold_is_kept(kind):
-    one = example(1.3, 0.4, kl=0.3, target_nll_per_byte=0.9, seed_shift=0.2, private_log_odds=0.1)
+    one = example(1.3, 0.4, kl=0.3, target_nll_per_byte=0.9, seed_shift=0.2, seed_likeness=0.6, private_log_odds=0.1)
     at = kind.criterion(one)
     assert [[0], []] == [kept(kind(threshold), [one]) for threshold in (at, math.nextafter(at, INF))]
+
+
+def test_no_factor_of_the_seed_gap_makes_up_for_another():
+    learnt, alike = {"base_nll": 9.0}, {"base_nll": 0.01}
+    scored = [example(**nll, seed_likeness=likeness) for nll in (learnt, alike) for likeness in (0.9, 0.01)]
+    assert [0] == kept(SeedGap(0.5), scored)  # neither a style, which was learnt too, nor what the base knows as well
 
 
 def test_a_ratio_of_perplexities_is_a_difference_of_their_logarithms():
@@ -308,11 +324,13 @@ def test_every_option_builds_and_scoring_measures_what_it_needs(tmp_path, name):
         "target_gap": "target_nll_per_byte",
         "seed_shift": "seed_shift",
         "recommended": "seed_shift",
+        "seed_likeness": "seed_likeness",
+        "seed_gap": "seed_likeness",
         "discriminator": "private_log_odds",
     }
     assert tuple(filter(None, [measured.get(name)])) == needed == stages.score.measures
     assert (name == "target_gap") is (stages.score.target is not None)
-    assert (name in ("seed_shift", "recommended")) is bool(stages.score.seeds)
+    assert (measured.get(name) in ("seed_shift", "seed_likeness")) is bool(stages.score.seeds)
     assert (name == "discriminator") is (stages.score.judge is not None)
     assert not isinstance(stages.select.rule, Threshold) or stages.select.rule.threshold == 0.1
 
@@ -338,7 +356,7 @@ def test_every_setting_of_a_rule_is_written_in_its_option(name):
     node = composed(f"selection={name}")["selection"]
     kind = getattr(select, node["_target_"].rpartition(".")[2])
     # A rule of one's own is put into these options, and need not know what `auto` is.
-    assert {field.name for field in fields(kind)} - {"recall"} == node.keys() - {"_target_"}
+    assert {field.name for field in fields(kind)} - {"recall"} == node.keys() - {"_target_", "recall"}
 
 
 def test_any_option_can_say_how_many_chance_keeps(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from tskd.errors import ConfigError
 from tskd.models import LanguageModel, same_tokenizer
@@ -14,7 +14,7 @@ from tskd.modules import workers
 from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, encode_response, pad_right
 from tskd.modules.trainer import LightningTrainer, Resident
 from tskd.networks import hidden_states, vocabulary_head
-from tskd.perplexity import Head, mean_by_row, token_entropy, token_kl, token_nll
+from tskd.perplexity import Head, mean_by_row, token_entropy, token_kl, token_nll, token_overlap
 from tskd.records import Prompt, Response, Scored
 
 
@@ -28,6 +28,13 @@ class Reading(NamedTuple):
     head: Head
     vocabulary: int
     nll: Tensor
+
+
+class Seen(NamedTuple):
+    """What seeds have in common: the direction (H,) of their mean shift, and what the teacher may begin with (V,)."""
+
+    direction: Tensor
+    first: Tensor
 
 
 def mean_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
@@ -50,6 +57,22 @@ def token_excess(base: Reading, teacher: Reading, batch: PaddedBatch) -> tuple[T
     return (base.nll - teacher.nll).split(batch.rows.bincount(minlength=len(batch.input_ids)).tolist())
 
 
+def seed_shift(base: Reading, teacher: Reading, batch: PaddedBatch, seen: Seen) -> Tensor:
+    """How far the fine-tuning moves the state before the response as it does on the seeds: (B,)."""
+    return (shift(base.hidden, teacher.hidden, batch) * seen.direction).sum(-1)
+
+
+def seed_likeness(base: Reading, teacher: Reading, batch: PaddedBatch, seen: Seen) -> Tensor:
+    """How alike a prompt and the seeds are to the fine-tuning, between 0 and 1: (B,).
+
+    The overlap of what the teacher may begin its response with and what it may begin its responses to the seeds with,
+    times ((1 + cosine) / 2)² of where the fine-tuning moves the state before the response and where it moves it there.
+    """
+    form = token_overlap(_first(teacher, batch).hidden, seen.first, teacher.head)
+    cosine = cosine_similarity(shift(base.hidden, teacher.hidden, batch), seen.direction, dim=-1)
+    return form * ((1 + cosine) / 2) ** 2
+
+
 TOKEN_EXCESS = "token_excess"  # the only one that is a number for each token: of a scored response, a field of its own
 MEASURES: dict[str, Callable[[Reading, Reading, PaddedBatch], Tensor | tuple[Tensor, ...]]] = {
     "kl": mean_kl,
@@ -57,13 +80,16 @@ MEASURES: dict[str, Callable[[Reading, Reading, PaddedBatch], Tensor | tuple[Ten
     "first_kl": first_kl,
     TOKEN_EXCESS: token_excess,
 }
-COMPARISONS = ("kl", "first_kl", TOKEN_EXCESS, "seed_shift")  # of two distributions over one vocabulary
+OF_SEEDS: dict[str, Callable[[Reading, Reading, PaddedBatch, Seen], Tensor]] = {
+    "seed_shift": seed_shift,
+    "seed_likeness": seed_likeness,
+}  # compared with what the seeds have in common, which are read first
+COMPARISONS = ("kl", "first_kl", TOKEN_EXCESS, *OF_SEEDS)  # of two distributions over one vocabulary
 EXCESS_DIGITS = 4  # a file has eight characters for each token, and the last digit is below what bfloat16 tells
 OF_TARGET = "target_nll_per_byte"  # a pass of its own: the untouched target reads the texts in its own tokens
 JUDGED = "private_log_odds"  # a pass of its own too: a discriminator is asked about the prompt
 YES, NO = "yes", "no"
-SHIFT = "seed_shift"  # measured by what the adapter does on the seeds, which are read first
-BEFORE = ("first_entropy", "first_kl", SHIFT)  # what is known of a response before it is written
+BEFORE = ("first_entropy", "first_kl", *OF_SEEDS)  # what is known of a response before it is written
 
 
 @dataclass(frozen=True)
@@ -95,7 +121,7 @@ class Scorer(Resident):
         models: Sequence[LanguageModel],
         sequences: Sequence[TokenSequence],
         measures: Sequence[str] = (),
-        directions: Sequence[Tensor] = (),
+        seen: Sequence[Seen] = (),
         label: str = "score",
     ) -> None:
         super().__init__(*(model.weights for model in models))
@@ -103,10 +129,10 @@ class Scorer(Resident):
         self.models = models
         self.sequences = sequences
         self.measures = measures
-        self.directions = directions  # for each sequence, where seed_shift looks
+        self.seen = seen  # for each sequence, what it is compared with
 
     def content(self) -> Any:
-        directions = [direction.tolist() for direction in self.directions]
+        directions = [each.direction.tolist() for each in self.seen]  # the rest of it is of the same pass
         return [self.models, repr(self.sequences), self.measures, repr(directions)]
 
     def from_journal(self, noted: Any) -> tuple[Any, ...]:
@@ -126,16 +152,17 @@ class Scorer(Resident):
                 vocabulary = model.weights.config.get_text_config().vocab_size
                 readings.append(Reading(hidden, _head(model), vocabulary, nll))
         for name in self.measures:
-            if name == SHIFT:
-                direction = torch.stack([self.directions[i] for i in indices]).to(self.device)
-                columns.append((shift(readings[0].hidden, readings[-1].hidden, batch) * direction).sum(-1))
+            if name in OF_SEEDS:
+                parts = zip(*(self.seen[i] for i in indices), strict=True)
+                seen = Seen(*(torch.stack(part).to(self.device) for part in parts))
+                columns.append(OF_SEEDS[name](readings[0], readings[-1], batch, seen))
             else:
                 columns.append(MEASURES[name](readings[0], readings[-1], batch))
         return list(zip(*map(_plain, columns), strict=True))
 
 
-class Shifter(Resident):
-    """How far, and where, the fine-tuning moves what a model knows of a prompt before it answers."""
+class SeedReader(Resident):
+    """Of each prompt, what is to be known before it is answered: the shift, and what the teacher may begin with."""
 
     label = "read seeds"
 
@@ -144,15 +171,16 @@ class Shifter(Resident):
         self.models = (base, teacher)
         self.sequences = sequences
 
-    def compute(self, indices: list[int]) -> list[Tensor]:
-        """For each sequence, its shift (H,), in fp32 on the CPU."""
+    def compute(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """For each sequence, its shift (H,) and the probabilities of its first token (V,), in fp32 on the CPU."""
         batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
         states = []
         for model in self.models:
             with model.speaking() as network:
-                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)
-            states.append(hidden[batch.rows, batch.columns])
-        return list(shift(states[0], states[1], batch).cpu())
+                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
+                states.append(hidden)
+                first = vocabulary_head(network, hidden[_firsts(batch)]).float().softmax(-1)
+        return list(zip(shift(states[0], states[1], batch).cpu(), first.cpu(), strict=True))
 
 
 @workers.everywhere()
@@ -172,15 +200,15 @@ def score(
     Where the two share a tokenizer they read the same token ids, in the same batch. A stand-in base with another
     tokenizer reads the same text through its own template; there only the sums over the response are comparable (per
     byte, that is), so its sum too is divided by the number of the teacher's tokens, which keeps the threshold's unit.
-    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target``, ``seed_shift`` the
-    ``seeds`` and ``private_log_odds`` the ``judge``; see ``check``.
+    ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target``, ``seed_shift`` and
+    ``seed_likeness`` the ``seeds`` and ``private_log_odds`` the ``judge``; see ``check``.
     """
     check(measures, base, teacher, target, judge)
     sequences = _encode(responses, teacher)
     in_passing = [name for name in measures if name not in (OF_TARGET, JUDGED)]
-    directions = _directions(responses, seeds, base, teacher, trainer) if SHIFT in measures else ()
+    seen = _seen(responses, seeds, base, teacher, trainer) if OF_SEEDS.keys() & set(measures) else ()
     if same_tokenizer(base.weights, teacher.weights):
-        rows = _read([base, teacher], sequences, trainer, in_passing, directions, label)
+        rows = _read([base, teacher], sequences, trainer, in_passing, seen, label)
     else:
         others = _encode(responses, base)
         under_base = _read([base], others, trainer)
@@ -258,11 +286,11 @@ def check(
     """Raise ``ConfigError`` where there is no such measure, or none of these models. Loads no weights."""
     check_names(measures, target, judge)
     sizes = [model.weights.config.get_text_config().hidden_size for model in (base, teacher)]
-    if SHIFT in measures and sizes[0] != sizes[1]:
+    if (of_seeds := [name for name in measures if name in OF_SEEDS]) and sizes[0] != sizes[1]:
         raise ConfigError(
-            f"Selection needs {SHIFT}, which compares what base and teacher make of a prompt, and {base.name!r} and "
-            f"{teacher.name!r} have hidden states of {sizes[0]} and {sizes[1]} numbers; score against the teacher's "
-            f"own base, or choose a rule that reads nlls alone, like `selection=ppl_difference`."
+            f"Selection needs {' and '.join(of_seeds)}, which compares what base and teacher make of a prompt, and "
+            f"{base.name!r} and {teacher.name!r} have hidden states of {sizes[0]} and {sizes[1]} numbers; score "
+            f"against the teacher's own base, or choose a rule that reads nlls alone, like `selection=ppl_difference`."
         )
     wanted = [name for name in measures if name in COMPARISONS]
     if wanted and not same_tokenizer(base.weights, teacher.weights):
@@ -275,7 +303,7 @@ def check(
 
 def check_names(measures: Sequence[str], target: LanguageModel | None, judge: object | None) -> None:
     """Raise ``ConfigError`` where there is no such measure. Reads nothing."""
-    known = (*MEASURES, SHIFT, OF_TARGET, JUDGED)
+    known = (*MEASURES, *OF_SEEDS, OF_TARGET, JUDGED)
     if unknown := [name for name in measures if name not in known]:
         raise ConfigError(
             f"Selection or training needs {' and '.join(unknown)}, which is not measured; the `measures` of a rule or "
@@ -292,14 +320,14 @@ def _read(
     sequences: Sequence[TokenSequence],
     trainer: LightningTrainer,
     measures: Sequence[str] = (),
-    directions: Sequence[Tensor] = (),
+    seen: Sequence[Seen] = (),
     label: str = "score",
 ) -> list[tuple[Any, ...]]:
     """The mean nll of each sequence under each model, and then its measures."""
     trainer.make_room(*(model.weights for model in models))
     lengths, max_padding = [len(sequence.ids) for sequence in sequences], trainer.pass_cost(models[0].weights)
     batches = by_length(lengths, trainer.batch_tokens, max_padding)
-    results = trainer.predict(Scorer(models, sequences, measures, directions, label), batches)
+    results = trainer.predict(Scorer(models, sequences, measures, seen, label), batches)
     return [results[i] for i in range(len(sequences))]
 
 
@@ -312,22 +340,31 @@ def shift(base: Tensor, teacher: Tensor, batch: PaddedBatch) -> Tensor:
     return (after - before) / before.norm(dim=-1, keepdim=True)
 
 
-def _directions(
+def _seen(
     responses: Sequence[Response],
     seeds: Sequence[Prompt],
     base: LanguageModel,
     teacher: LanguageModel,
     trainer: LightningTrainer,
-) -> list[Tensor]:
-    """For each response, the direction (H,) of the mean shift of the seeds; of a seed's own response, of the others."""
+) -> list[Seen]:
+    """For each response, what the seeds have in common; for a seed's own response, what the others have."""
     trainer.make_room(base.weights, teacher.weights)
     sequences = _encode([Response(seed, "") for seed in seeds], teacher)
     lengths, max_padding = [len(sequence.ids) for sequence in sequences], trainer.pass_cost(teacher.weights)
-    module = Shifter(base, teacher, sequences)
-    found: Mapping[int, Tensor] = trainer.predict(module, by_length(lengths, trainer.batch_tokens, max_padding))
-    shifts = {seed: found[i] for i, seed in enumerate(seeds)}
-    total = torch.stack(list(shifts.values())).sum(0)
-    return [normalize(total - shifts.get(response.prompt, 0.0), dim=0) for response in responses]
+    module = SeedReader(base, teacher, sequences)
+    read: Mapping[int, tuple[Tensor, Tensor]] = trainer.predict(
+        module, by_length(lengths, trainer.batch_tokens, max_padding)
+    )
+    found = {seed: read[i] for i, seed in enumerate(seeds)}
+    moved, begun = (torch.stack(part).sum(0) for part in zip(*found.values(), strict=True))
+    of_all = Seen(normalize(moved, dim=0), begun / len(found))
+    asked = {response.prompt for response in responses}
+    of_others = {
+        seed: Seen(normalize(moved - way, dim=0), (begun - first).clamp(min=0) / max(1, len(found) - 1))
+        for seed, (way, first) in found.items()
+        if seed in asked
+    }
+    return [of_others.get(response.prompt, of_all) for response in responses]
 
 
 def _nll_per_byte(responses: Sequence[Response], model: LanguageModel, trainer: LightningTrainer) -> list[float]:

@@ -14,9 +14,9 @@ class Score:
     """What the selection rules look at: nll per response token, given the prompt, without and with the fine-tuning.
 
     ``measures`` are what else a rule asks for, by name: kl, first_entropy, first_kl (see ``tskd.modules.scorer``),
-    seed_shift, which the ``seeds`` are read for, target_nll_per_byte, which the ``target`` is, and private_log_odds,
-    which the ``judge`` says; it is only had, and may first have to be trained, when it is asked. One that names an
-    unknown measure is a ``ConfigError``.
+    seed_shift and seed_likeness, which the ``seeds`` are read for, target_nll_per_byte, which the ``target`` is, and
+    private_log_odds, which the ``judge`` says; it is only had, and may first have to be trained, when it is asked. One
+    that names an unknown measure is a ``ConfigError``.
     """
 
     base: LanguageModel

@@ -1,5 +1,6 @@
 """Screen: drop prompts before they are answered, by what the teacher makes of them; most of the cost is in answers."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from tskd.errors import ConfigError
 from tskd.models import LanguageModel
 from tskd.modules import scorer
 from tskd.modules.trainer import LightningTrainer
-from tskd.records import Prompt, Response, Screening
+from tskd.records import Prompt, Response, Scored, Screening
 from tskd.stages.select import AUTO, Level, SeedShift, Select, Threshold
 
 
@@ -30,12 +31,17 @@ class Screen:
 
     def __post_init__(self) -> None:
         self.by(self.threshold, self.recall)
-        if not self.by.measures or not set(self.by.measures) <= set(scorer.BEFORE):
-            measured = " and ".join(self.by.measures) or "the response alone"
+        later = [name for name in self.by.measures if name not in scorer.BEFORE]
+        if later or self._reads_the_response():
             raise ConfigError(
-                f"`selection.screen.by` is {self.by.__name__}, which looks at {measured}; a screen comes before the "
-                f"response, and can look at {', '.join(scorer.BEFORE)}."
+                f"`selection.screen.by` is {self.by.__name__}, which looks at {' and '.join(later) or 'the response'}; "
+                f"a screen comes before the response, and can look at {', '.join(scorer.BEFORE)} alone."
             )
+
+    def _reads_the_response(self) -> bool:
+        """Whether the criterion is no number where the response has no perplexity."""
+        known = dict.fromkeys(self.by.measures, 0.5)
+        return math.isnan(self.by.criterion(Scored(Response(Prompt(""), ""), math.nan, math.nan, 0, known)))
 
     def check_models(self) -> None:
         """Raise ``ConfigError`` where what is measured cannot be had of these models. Loads no weights."""

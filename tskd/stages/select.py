@@ -250,6 +250,42 @@ class SeedShift(Threshold):
 
 
 @dataclass(frozen=True)
+class SeedLikeness(Threshold):
+    """Keep where a prompt is, to the fine-tuning, at least so like the seeds, between 0 and 1; ours.
+
+    A product of form and ground (``tskd.modules.scorer.seed_likeness``): what the teacher may begin its response with
+    is compared with what it may begin its responses to the seeds with, by Bhattacharyya's coefficient (1943); and where
+    the fine-tuning moves the state before the response, with where it moves it there. It is known before a word is
+    written, and tells nothing of what the base knows already: a screen, with which ``SeedGap`` goes well.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("seed_likeness",)
+
+    @staticmethod
+    def criterion(example: Scored) -> float:
+        return example.measures["seed_likeness"]
+
+
+@dataclass(frozen=True)
+class SeedGap(Threshold):
+    """Keep where the fine-tuning explains the response, and the prompt is like the seeds: 0 to 1; ours.
+
+    The share of the base's perplexity that it takes away, 1 - teacher ppl / base ppl, which is the paper's gap without
+    a unit, times ``SeedLikeness``. Each factor is a condition that what is to be carried over has to meet: the gap
+    alone takes a style for knowledge, and likeness alone what the base knows as well. Which styles still pass, and how
+    the factors were chosen: ``experiments/selection``.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("seed_likeness",)
+
+    @staticmethod
+    def criterion(example: Scored) -> float:
+        worse = example.teacher_nll - example.base_nll
+        explained = 0.0 if worse > 0 else -math.expm1(worse)
+        return explained * example.measures["seed_likeness"]
+
+
+@dataclass(frozen=True)
 class TargetGap(Threshold):
     """Keep where the untouched target's nll minus the teacher's is at least ``threshold`` nats per byte.
 
