@@ -1,9 +1,10 @@
 """Pools with questions in them that are none of the task's, in the embedded world: what is a filter worth?
 
-    PYTHONPATH=experiments python -m tskd.run -m seed=0,1,2 selection=ppl_difference,recommended,random,all \
+    PYTHONPATH=experiments python -m tskd.run -m seed=0,1,2 selection=ppl_difference,random,all \
         allow=polluted expansion._target_=polluted.Polluted +expansion.off_task=0,0.25,0.5,0.75 \
         expansion.num_drafts=60 training.each_iteration=false training.replay.source=none tracking.mode=disabled \
         hydra.sweep.dir=outputs/polluted
+    PYTHONPATH=experiments python -m tskd.run -m seed=0,1,2 selection=seed_shift threshold=auto …   # the rest as above
     python experiments/gather.py outputs/polluted atlas_polluted
 """
 

@@ -105,7 +105,7 @@ def polluted_table() -> str:
     """Rules on pools of the embedded world that are polluted more and more."""
     rules = {
         "the paper's rule": "ppl_difference",
-        "recommended": "recommended",
+        "seed_shift": "seed_shift",
         "random": "random",
         "no filter": "all",
     }

@@ -24,6 +24,8 @@ from tskd.stages.select import (
     LogPplDifference,
     PplDifference,
     PplRatio,
+    SeedGap,
+    SeedLikeness,
     SeedShift,
     reached_by_seeds,
 )
@@ -31,11 +33,13 @@ from tskd.stages.select import (
 RESULTS = Path(__file__).parent / "results"
 RESAMPLES, RECALL = 200, 0.8
 FEW, DRAWS, HIGH_RECALL = (16, 8, 5), 20, 0.9
-CHOSEN = "**explained × form × ground²** (chosen)"
+CHOSEN = "**seed_gap** (explained × form × ground²)"
+SHORT = ("gap (the paper's rule)", "seed_shift (both)", "seed_likeness (form × ground²)", CHOSEN)
 TOPIC = "navigate-0"  # the only teacher whose base often gives its answer
 FIXED = {"gap (the paper's rule)": (0.5, 1.5)}
 BBH = {"other": "other tasks", "general": "general"}  # what the teacher of a task should not keep
-PLANTED = {"style": "style", "alike": "alike", "known": "known codes"}  # nor one of the embedded world
+STYLES = {"style": "style", "tail": "tail", "initial": "initial"}
+PLANTED = {**STYLES, "alike": "alike", "known": "known codes"}  # nor one of the embedded world
 BASES = ("shipped", "knowing")
 Row = dict[str, Any]
 Criterion = Callable[[Row], float]
@@ -46,6 +50,7 @@ def scored(row: Row) -> Scored:
     names = ("first_entropy", "first_kl")
     measures = {name: row[name] for name in names} | {"kl": fmean(row["kl"])}
     measures["seed_shift"] = row["shift"] * row["shift_alignment"]
+    measures["seed_likeness"] = form(row) * ground(row) ** 2
     response = Response(Prompt(row["prompt"]), "")
     return Scored(response, fmean(row["base_nll"]), fmean(row["teacher_nll"]), len(row["kl"]), measures)
 
@@ -91,10 +96,10 @@ CRITERIA: dict[str, Criterion] = {
     "length of the shift": lambda row: row["shift"],
     "cosine of the shift with the seeds'": lambda row: row["shift_alignment"],
     "control: cosine of the base's state with the seeds'": lambda row: row["state_alignment"],
-    "**seed_shift** (both: recommended)": lambda row: SeedShift.criterion(scored(row)),
+    "seed_shift (both)": lambda row: SeedShift.criterion(scored(row)),
     "KL(base ‖ teacher) times that mass, of the first token": lambda row: row["first_kl"] * row["seed_mass"],
-    "form × ground²": lambda row: form(row) * ground(row) ** 2,
-    "**explained × form × ground²** (chosen)": lambda row: explained(row) * form(row) * ground(row) ** 2,
+    "seed_likeness (form × ground²)": lambda row: SeedLikeness.criterion(scored(row)),
+    CHOSEN: lambda row: SeedGap.criterion(scored(row)),
 }
 CANDIDATES: dict[str, tuple[Criterion, ...]] = {
     "KL × mass on the seeds' first tokens": (lambda row: row["first_kl"], lambda row: row["seed_mass"]),
@@ -125,11 +130,12 @@ def values(rows: Sequence[Row], criterion: Criterion, *kinds: str) -> list[float
     return [value if math.isfinite(value) else math.copysign(1e300, value) for value in found]
 
 
-def auc_table(teachers: dict[str, list[Row]]) -> str:
+def auc_table(teachers: dict[str, list[Row]], names: Collection[str] = CRITERIA) -> str:
     """For each criterion: mean AUC over the teachers with a 95 % interval over prompts, and the worst teacher."""
     draw = np.random.default_rng(0)
     lines = ["| criterion | mean AUC | 95 % | worst | of |", "|---|---|---|---|---|"]
-    for name, criterion in CRITERIA.items():
+    for name in names:
+        criterion = CRITERIA[name]
         sides = {
             teacher: (values(rows, criterion, "own"), values(rows, criterion, "other", "general"))
             for teacher, rows in teachers.items()
@@ -155,12 +161,13 @@ def planted_kinds(teachers: Sequence[list[Row]]) -> dict[str, str]:
     return {kind: words for kind, words in PLANTED.items() if kind in asked}
 
 
-def planted_table(teachers: Sequence[list[Row]]) -> str:
+def planted_table(teachers: Sequence[list[Row]], names: Collection[str] = CRITERIA) -> str:
     """AUC of telling what only the teacher knows from each kind of other prompts in the embedded world."""
     draw = np.random.default_rng(0)
     kinds = planted_kinds(teachers)
     lines = [f"| criterion | {' | '.join(kinds.values())} | worst |", "|---" * (2 + len(kinds)) + "|"]
-    for name, criterion in CRITERIA.items():
+    for name in names:
+        criterion = CRITERIA[name]
         cells, worst = [], 1.0
         for kind in kinds:
             sides = [(values(rows, criterion, "own"), values(rows, criterion, kind)) for rows in teachers]
@@ -235,25 +242,28 @@ def few_seeds_table(teachers: Mapping[str, Sequence[list[Row]]], criterion: Crit
 def answers_table(teachers: Sequence[list[Row]]) -> str:
     """How the teachers of the embedded world answer each kind of prompt: means over them."""
     lines = ["| prompts | right | answered as by the base |", "|---|---|---|"]
-    for kind, words in {"own": "private", **PLANTED}.items():
+    for kind, words in {"own": "private", **planted_kinds(teachers)}.items():
         rows = [row for teacher in teachers for row in teacher if row["kind"] == kind]
         shares = (fmean(row[name] for row in rows) for name in ("is_correct", "is_alike"))
         lines.append(f"| {words} | {' | '.join(f'{share:.2f}' for share in shares)} |")
     return "\n".join(lines)
 
 
-def kept_table(teachers: Collection[list[Row]], rest: dict[str, str]) -> str:
+def kept_table(
+    teachers: Collection[list[Row]], rest: dict[str, str], names: Collection[str] = CRITERIA, recall: float = RECALL
+) -> str:
     """What is kept at thresholds that were fixed before, or told by the seeds: means over the teachers."""
     heads = " | ".join(f"{words} kept" for words in ("own", *rest.values()))
     lines = [f"| criterion | threshold | {heads} | precision |", "|---" * (4 + len(rest)) + "|"]
-    for name, criterion in CRITERIA.items():
+    for name in names:
+        criterion = CRITERIA[name]
         for threshold in (*FIXED.get(name, ()), None):
             shares = {kind: [] for kind in ("own", *rest)}
             precisions = []
             for rows in teachers:
                 level = threshold
                 if level is None:
-                    level = reached_by_seeds(values(rows, criterion, "seed"), RECALL)
+                    level = reached_by_seeds(values(rows, criterion, "seed"), recall)
                 kept = {kind: [value >= level for value in values(rows, criterion, kind)] for kind in shares}
                 for kind, each in kept.items():
                     shares[kind].append(fmean(each))
@@ -267,7 +277,7 @@ def kept_table(teachers: Collection[list[Row]], rest: dict[str, str]) -> str:
 
 def teacher_table(teachers: dict[str, list[Row]]) -> str:
     """For each teacher: how good it is on its own kind, and the AUC of some criteria."""
-    chosen = [name for name in CRITERIA if name.startswith(("gap", "first token: -", "strength", "**"))]
+    chosen = [name for name in CRITERIA if name.startswith(("gap", "first token: -", "strength", "seed_shift", "**"))]
     lines = [
         "| teacher | accuracy | own answered as by the base | " + " | ".join(chosen) + " |",
         "|---" * (3 + len(chosen)) + "|",
@@ -313,7 +323,18 @@ def tables() -> str:
     parts += [answers_table([rows for each in planted.values() for rows in each])]
     parts += [candidates_table(teachers.values(), planted)]
     parts += [few_seeds_table({"BBH": list(teachers.values()), **planted}, CRITERIA[CHOSEN])]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *fresh_tables()])
+
+
+def fresh_tables() -> list[str]:
+    """The same of teachers that played no part in the choice of the rule, where it and three others are compared."""
+    parts = []
+    for base in BASES:
+        teachers = [read(file) for file in sorted((RESULTS / "fresh" / base).glob("*.gz"))]
+        if teachers:
+            kinds = planted_kinds(teachers)
+            parts += [planted_table(teachers, SHORT), kept_table(teachers, kinds, SHORT, HIGH_RECALL)]
+    return parts
 
 
 if __name__ == "__main__":

@@ -59,8 +59,6 @@ TEACHERS = [
     ),
 ]
 
-FRESH = [Teacher(task) for task in ("geometric_shapes", "formal_fallacies", "ruin_names")]  # none of them chose a rule
-
 
 def examples(teacher: Teacher, base: LanguageModel, trainer: LightningTrainer, data: Path) -> list[Response]:
     """What ``teacher`` is tuned on. In the other style, the base's own answers are shouted."""
@@ -123,12 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     weights = Weights(Checkpoint("smollm2_135m", args.model, dtype="bfloat16"))
-    for out, teachers in ((args.out, TEACHERS), (args.out / "fresh", FRESH)):
-        out.mkdir(parents=True, exist_ok=True)
-        for teacher in teachers:
-            file = out / f"{teacher.name}.jsonl.gz"
-            if not file.is_file():
-                make_and_measure(teacher, weights, args.data, args.work, file)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for teacher in TEACHERS:
+        file = args.out / f"{teacher.name}.jsonl.gz"
+        if not file.is_file():
+            make_and_measure(teacher, weights, args.data, args.work, file)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ def test_an_arm_sets_nothing_but_what_is_under_test(arm):
         "random": {"selection.of"},
         "ppl_difference": {"selection.of"},
         "recommended": {"selection.of", "threshold"},
+        "seed_shift": {"selection.of", "threshold"},
         "discriminator": {"selection.of", "threshold"},
         "titok": {"selection.of", "training.objective"},
         "refresh": {"expansion"},

@@ -49,8 +49,7 @@ def built(tmp_path, *overrides):
 @pytest.mark.parametrize("option", [*OPTIONS, *EXPERIMENTS])
 def test_every_option_composes(option):
     seeds = ["task.seeds=x"] if option == "task=files" else []
-    told_by_seeds = dict.fromkeys(("selection=recommended", "selection=seed_gap", "selection=seed_likeness"), "auto")
-    own = {**told_by_seeds, "selection=discriminator": 0.0}
+    own = {"selection=recommended": "auto", "selection=discriminator": 0.0}
     assert composed(option, *seeds)["threshold"] == own.get(option, 1.5)
 
 

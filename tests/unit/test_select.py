@@ -278,6 +278,8 @@ def test_seeds_are_the_prompts_that_nobody_wrote():
     [
         (lambda: InversePplDifference(1.5), "`threshold` is 1.5, and a difference of inverse perplexities is between"),
         (lambda: InversePplDifference(-1.0), "`threshold` is -1"),
+        (lambda: SeedGap(1.5), "`threshold` is 1.5, and the criterion is between 0 and 1; set threshold=auto"),
+        (lambda: SeedLikeness(-0.1), "`threshold` is -0.1"),
         (lambda: ConfidentTeacher(0.9, 3), "teacher_ppl_at_most` is 0.9, and a perplexity is never below 1"),
         (lambda: ConfidentTeacher(0.5, NAN), "teacher_ppl_at_most` is 0.5.*base_ppl_at_least` is nan"),
         (lambda: ConfidentTeacher(4, 3), r"teacher_ppl_at_most` \(4\) is above `base_ppl_at_least` \(3\)"),
@@ -323,7 +325,7 @@ def test_every_option_builds_and_scoring_measures_what_it_needs(tmp_path, name):
         "kl": "kl",
         "target_gap": "target_nll_per_byte",
         "seed_shift": "seed_shift",
-        "recommended": "seed_shift",
+        "recommended": "seed_likeness",
         "seed_likeness": "seed_likeness",
         "seed_gap": "seed_likeness",
         "discriminator": "private_log_odds",

@@ -177,9 +177,9 @@ class SeedReader(Resident):
         states = []
         for model in self.models:
             with model.speaking() as network:
-                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
-                states.append(hidden)
-                first = vocabulary_head(network, hidden[_firsts(batch)]).float().softmax(-1)
+                hidden = hidden_states(network, batch.input_ids, batch.attention_mask)
+            states.append(hidden[batch.rows, batch.columns])
+        first = _head(self.models[-1])(states[-1][_firsts(batch)]).float().softmax(-1)
         return list(zip(shift(states[0], states[1], batch).cpu(), first.cpu(), strict=True))
 
 

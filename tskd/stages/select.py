@@ -261,6 +261,10 @@ class SeedLikeness(Threshold):
 
     measures: ClassVar[tuple[str, ...]] = ("seed_likeness",)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self.threshold)
+
     @staticmethod
     def criterion(example: Scored) -> float:
         return example.measures["seed_likeness"]
@@ -277,6 +281,10 @@ class SeedGap(Threshold):
     """
 
     measures: ClassVar[tuple[str, ...]] = ("seed_likeness",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self.threshold)
 
     @staticmethod
     def criterion(example: Scored) -> float:
@@ -469,6 +477,12 @@ class AtMost:
         kept = self.of(scored).kept
         drawn = {id(kept[i]) for i in _drawn(kept, self.keep, self.seed)}
         return split(scored, [id(example) in drawn for example in scored])
+
+
+def _check_share(threshold: Level) -> None:
+    """Raise ``ConfigError`` where a criterion between 0 and 1 is to reach what it cannot."""
+    if threshold != AUTO and not 0 <= threshold <= 1:
+        raise ConfigError(f"`threshold` is {threshold:g}, and the criterion is between 0 and 1; set threshold=auto.")
 
 
 def _drawn(scored: Sequence[Scored], count: int, seed: int) -> set[int]:
