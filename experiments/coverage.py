@@ -51,7 +51,7 @@ def draws_of_kept(done: Sequence[Iteration], of: Sequence[Iteration]) -> Counter
 
 
 def rows_of(folder: Path, seed: int) -> list[Row]:
-    history, private = RunFolder(folder).history(), {q.prompt.fingerprint for q in Atlas().private()}
+    history, private = RunFolder(folder).history(), {q.prompt.fingerprint for q in Atlas().examples()}
     rows = []
     for past in range(1, len(history) + 1):
         done = history[:past]
