@@ -14,6 +14,18 @@ COLUMNS = {
     "precision": "select/precision",
     "recall": "select/recall",
 }
+SELECTED = {
+    "kept": "select/kept",
+    "precision": "select/precision",
+    "recall": "select/recall",
+    "tokens trained": "cost/trained_tokens",
+}
+RULES = {
+    "the paper's rule": "ppl_difference",
+    "seed_shift": "seed_shift",
+    "random": "random",
+    "no filter": "all",
+}
 
 
 def read(name: str) -> dict[str, float]:
@@ -103,42 +115,40 @@ def auto_threshold_table() -> str:
 
 def polluted_table() -> str:
     """Rules on pools of the embedded world that are polluted more and more."""
-    rules = {
-        "the paper's rule": "ppl_difference",
-        "seed_shift": "seed_shift",
-        "random": "random",
-        "no filter": "all",
-    }
     rows = {
         f"{float(share):.0%}, {label}": {f"+expansion.off_task={share}", f"selection={rule}"}
         for share in ("0", "0.25", "0.5", "0.75")
-        for label, rule in rules.items()
+        for label, rule in RULES.items()
     }
     return sweep_table("atlas_polluted", rows, "off-task, filter")
 
 
-def sweep_table(name: str, rows: dict[str, set[str]], label: str) -> str:
+def seed_prompts_table() -> str:
+    """How many seed prompts? Accuracy is on the questions that are no seed in any row."""
+    columns = {"target after": "eval/common_accuracy", "new prompts": "prompts/new", **SELECTED}
+    rows = {str(number): {f"task.num_seeds={number}"} for number in (2, 4, 8, 16, 32)}
+    return sweep_table("atlas_seed_prompts", rows, "seed prompts", columns)
+
+
+def sweep_table(name: str, rows: dict[str, set[str]], label: str, columns: dict[str, str] | None = None) -> str:
     """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
-    columns = {
-        "seeds": "",
-        "target after": "eval/accuracy",
-        "kept": "select/kept",
-        "precision": "select/precision",
-        "recall": "select/recall",
-        "tokens trained": "cost/trained_tokens",
-    }
+    columns = columns or {"target after": "eval/accuracy", **SELECTED}
     results = json.loads((RESULTS / f"{name}.json").read_text())
-    lines = [f"| {label} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    head = f"| {label} | runs | " + " | ".join(columns) + " |"
+    lines = [head, "|---" * (head.count(" | ") + 1) + "|"]
     for row, overrides in rows.items():
         found = [result for job, result in results.items() if overrides <= set(job.split(","))]
-        cells = [_mean([result[key] for result in found]) for key in list(columns.values())[1:]]
+        cells = [_mean([result[key] for result in found if result.get(key) is not None]) for key in columns.values()]
         lines.append(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _mean(values: list[float]) -> str:
-    form = ".3f" if max(values) <= 1 else ",.0f"
-    return f"{fmean(values):{form}} ± {stdev(values):{form}}"
+    if not values:
+        return "–"
+    form = ",.0f" if all(isinstance(value, int) for value in values) else ".3f"
+    sd = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{fmean(values):{form}}{sd}"
 
 
 def _spread(values: list[float]) -> str:
@@ -156,9 +166,8 @@ def _show(value: float) -> str:
     return f"{value:.3f}" if value <= 1 else f"{value:.1f}".removesuffix(".0")
 
 
+ANSWERS = (seed_prompts_table,)
+
 if __name__ == "__main__":
-    tables = (
-        *(default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table),
-        *(transfer_table, teacher_table),
-    )
-    print("\n\n".join(table() for table in tables))
+    others = (default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table)
+    print("\n\n".join(table() for table in (*ANSWERS, *others, transfer_table, teacher_table)))

@@ -9,7 +9,9 @@ from tskd.tasks.atlas import Atlas
 
 def seeds_and_held_out(number):
     task = Atlas(number)
-    return [seed.text for seed in task.seed_prompts()], [q.prompt.text for q in task.questions() if q.split == "private"]
+    return [seed.text for seed in task.seed_prompts()], [
+        q.prompt.text for q in task.questions() if q.split == "private"
+    ]
 
 
 @pytest.mark.parametrize("number", [1, 2, 8, 32, 119])

@@ -31,6 +31,12 @@ def test_the_tables_in_the_text_equal_the_committed_results():
     assert tables.teacher_table() in text
 
 
+def test_the_tables_of_the_answers_equal_the_committed_results():
+    tables = load(EXPERIMENTS / "tables.py")
+    text = (EXPERIMENTS / "README.md").read_text()
+    assert all(table() in text for table in tables.ANSWERS)
+
+
 def test_the_table_of_the_bench_equals_the_committed_measurements(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS / "bench"))
     bench = load(EXPERIMENTS / "bench" / "run.py")
