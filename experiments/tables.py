@@ -130,6 +130,23 @@ def seed_prompts_table() -> str:
     return sweep_table("atlas_seed_prompts", rows, "seed prompts", columns)
 
 
+def wrong_teacher_table() -> str:
+    """Does a teacher that was taught one fact in ten wrong spread its errors?"""
+    columns = {
+        "teacher": "eval/teacher_accuracy",
+        "target after": "eval/accuracy",
+        "on the right facts": "right/accuracy",
+        "wrong asked": "wrong/asked",
+        "wrong kept": "wrong/kept_fraction",
+        "right kept": "right/kept_fraction",
+        "errors repeated by teacher": "wrong/repeated_by_teacher",
+        "by target": "wrong/repeated_by_target",
+    }
+    rules = {**RULES, "confident teacher": "confident_teacher"}
+    rows = {label: {f"selection={rule}"} for label, rule in rules.items() if rule != "random"}
+    return sweep_table("atlas_wrong_teacher", rows, "filter", columns)
+
+
 def sweep_table(name: str, rows: dict[str, set[str]], label: str, columns: dict[str, str] | None = None) -> str:
     """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
     columns = columns or {"target after": "eval/accuracy", **SELECTED}
@@ -166,7 +183,7 @@ def _show(value: float) -> str:
     return f"{value:.3f}" if value <= 1 else f"{value:.1f}".removesuffix(".0")
 
 
-ANSWERS = (seed_prompts_table,)
+ANSWERS = (seed_prompts_table, wrong_teacher_table)
 
 if __name__ == "__main__":
     others = (default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table)

@@ -1,8 +1,12 @@
-"""What ``experiments/gather.py`` makes of a sweep."""
+"""What ``experiments/gather.py`` makes of a sweep, and the twelve facts of ``experiments/wrong_teacher.py``."""
 
+import importlib
 import json
 
+import pytest
+
 from tests.unit.test_published_numbers import EXPERIMENTS, load
+from tskd.tasks.atlas import Atlas
 
 gather = load(EXPERIMENTS / "gather.py")
 
@@ -40,3 +44,13 @@ def test_a_row_for_each_iteration_where_it_is_asked_for(tmp_path):
     save_job(tmp_path, "b", ["seed=1"], {"q": True}, iterations=1)
     names = ["seed=0,iteration=0", "seed=0,iteration=1", "seed=1,iteration=0"]
     assert names == list(gather.gather(tmp_path, by_iteration=True))
+
+
+def test_a_tenth_of_the_facts_is_taught_wrong_and_no_seed_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    wrong = importlib.import_module("wrong_teacher").wrong_answers()
+    truth = {question.prompt.text: question.answer for question in Atlas().examples()}
+    assert 10 * len(wrong) == len(truth)
+    assert not {seed.text for seed in Atlas().seed_prompts()} & set(wrong)
+    assert not any(truth[question] == answer for question, answer in wrong.items())
+    assert sorted(wrong.values()) == sorted(truth[question] for question in wrong)
