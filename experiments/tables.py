@@ -147,6 +147,45 @@ def wrong_teacher_table() -> str:
     return sweep_table("atlas_wrong_teacher", rows, "filter", columns)
 
 
+def generator_table() -> str:
+    """What each expansion writes, with the paper's rule and, but for ``self``, without a filter."""
+    columns = {
+        "target after": "eval/accuracy",
+        "general after": "eval/general_accuracy",
+        "new prompts": "prompts/new",
+        "malformed": "prompts/malformed",
+        **SELECTED,
+    }
+    rows = {
+        f"{expansion}, {label}": {f"expansion={expansion}", f"selection={RULES[label]}"}
+        for expansion in ("few_shot", "numbered_list", "evolve", "self")
+        for label in ("the paper's rule", "no filter")
+        if (expansion, label) != ("self", "no filter")  # not run
+    }
+    return sweep_table("atlas_generators", rows, "generator, filter", columns)
+
+
+def rule_table() -> str:
+    """Every rule that needs no private data, and thresholds of the paper's, on the same responses."""
+    levels = {
+        "ppl_difference": ("0", "0.5", "1.5", "4", "16", "64", "256", "auto"),
+        "log_ppl_difference": ("0.4",),
+        "ppl_ratio": ("1.5",),
+        "inverse_ppl_difference": ("0.1",),
+        "kl": ("0.4",),
+        "target_gap": ("0.2",),
+        "confident_teacher": ("2 and 3.5",),
+        "seed_shift": ("0.3", "auto"),
+        "top_gap": ("best half",),
+        "quantile": ("best half",),
+        "random": ("as many as 1.5",),
+        "all": ("–",),
+    }
+    columns = {"kept": "select/kept", "precision": "select/precision", "recall": "select/recall", "facts kept": "facts"}
+    rows = {f"{rule} | {level}": {rule, level} for rule, of_rule in levels.items() for level in of_rule}
+    return sweep_table("atlas_rules", rows, "rule | threshold", columns)
+
+
 def sweep_table(name: str, rows: dict[str, set[str]], label: str, columns: dict[str, str] | None = None) -> str:
     """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
     columns = columns or {"target after": "eval/accuracy", **SELECTED}
@@ -183,7 +222,7 @@ def _show(value: float) -> str:
     return f"{value:.3f}" if value <= 1 else f"{value:.1f}".removesuffix(".0")
 
 
-ANSWERS = (seed_prompts_table, wrong_teacher_table)
+ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table)
 
 if __name__ == "__main__":
     others = (default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table)

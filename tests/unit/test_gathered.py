@@ -1,4 +1,4 @@
-"""What ``experiments/gather.py`` makes of a sweep, and the twelve facts of ``experiments/wrong_teacher.py``."""
+"""What ``experiments/gather.py`` makes of a sweep, and what ``wrong_teacher.py`` and ``rules.py`` there ask."""
 
 import importlib
 import json
@@ -54,3 +54,11 @@ def test_a_tenth_of_the_facts_is_taught_wrong_and_no_seed_is(monkeypatch: pytest
     assert not {seed.text for seed in Atlas().seed_prompts()} & set(wrong)
     assert not any(truth[question] == answer for question, answer in wrong.items())
     assert sorted(wrong.values()) == sorted(truth[question] for question in wrong)
+
+
+def test_every_rule_that_needs_no_private_data_is_compared(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    rules = importlib.import_module("rules").RULES
+    of_another, private, by_another_name = {"at_most", "seeds_only"}, {"discriminator"}, {"recommended"}
+    known = {file.stem for file in (EXPERIMENTS.parent / "conf" / "selection").glob("*.yaml")}
+    assert known - of_another - private - by_another_name == set(rules)

@@ -1,0 +1,87 @@
+"""What each rule and each threshold keeps of the same responses, in the embedded world; nothing is trained.
+
+    python experiments/rules.py outputs/generators   # reads the jobs with few-shot prompts and no filter
+
+The responses are scored again, with all that any rule looks at. Writes ``results/atlas_rules.json``.
+"""
+
+import argparse
+from pathlib import Path
+
+from gather import Result, jobs_of, write
+
+from tskd.artifacts import RunFolder
+from tskd.checkpoints import Checkpoint
+from tskd.models import LanguageModel, Weights
+from tskd.modules.scorer import score
+from tskd.modules.trainer import LightningTrainer
+from tskd.records import PRIVATE, Scored
+from tskd.stages import select
+from tskd.tasks.atlas import Atlas
+
+RULES: dict[str, dict[str, select.Rule]] = {  # by threshold: what conf/selection sets, or says to try
+    "ppl_difference": {
+        "1.5": select.PplDifference(1.5),
+        **{level: select.PplDifference(float(level)) for level in ("0", "0.5", "4", "16", "64", "256")},
+        "auto": select.PplDifference("auto"),
+    },
+    "log_ppl_difference": {"0.4": select.LogPplDifference(0.4)},
+    "ppl_ratio": {"1.5": select.PplRatio(1.5)},
+    "inverse_ppl_difference": {"0.1": select.InversePplDifference(0.1)},
+    "kl": {"0.4": select.Kl(0.4)},
+    "target_gap": {"0.2": select.TargetGap(0.2)},
+    "seed_shift": {"0.3": select.SeedShift(0.3), "auto": select.SeedShift("auto")},
+    "confident_teacher": {"2 and 3.5": select.ConfidentTeacher(2.0, 3.5)},
+    "top_gap": {"best half": select.Top(0.5)},
+    "quantile": {"best half": select.Quantile(0.5)},
+    "random": {"as many as 1.5": select.Random(0, select.PplDifference(1.5))},
+    "all": {"–": select.KeepAll()},
+}
+MEASURES = ("kl", "seed_shift", "target_nll_per_byte")
+
+
+def scored_again(job: Path) -> list[Scored]:
+    """The responses of the job's first iteration, with every measure."""
+    base, target = (Weights(Checkpoint(f"atlas_{name}", f"zoo://atlas/{name}")) for name in ("llama", "neox"))
+    responses = [example.response for example in RunFolder(job).history()[0].scored]
+    return score(
+        responses,
+        LanguageModel(base),
+        LanguageModel(base, "zoo://atlas/teacher"),
+        LightningTrainer(accelerator="cpu", progress=False),
+        MEASURES,
+        LanguageModel(target),
+        Atlas().seed_prompts(),
+    )
+
+
+def result_of(rule: select.Rule, scored: list[Scored]) -> Result:
+    """What the rule keeps; ``facts`` is the share of the held-out questions among it, all that a target can learn."""
+    private = {question.prompt.id for question in Atlas().examples()}
+    held_out = {question.prompt.id for question in Atlas().questions() if question.split == PRIVATE}
+    of_seeds = [example for example in scored if example.response.prompt.is_seed]
+    kept = {example.response.prompt.id for example in select.Select(rule)(scored, of_seeds).kept}
+    asked = {example.response.prompt.id for example in scored}
+    return {
+        "select/kept": len(kept),
+        "select/precision": len(kept & private) / len(kept),
+        "select/recall": len(kept & private) / len(asked & private),
+        "facts": len(kept & held_out) / len(held_out),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="What each rule keeps of the same responses.")
+    parser.add_argument("sweep", type=Path)
+    results = {}
+    for name, job in jobs_of(parser.parse_args().sweep).items():
+        words = name.split(",")
+        if {"expansion=few_shot", "selection=all"} <= set(words):
+            scored = scored_again(job)
+            seed = next(word for word in words if word.startswith("seed="))
+            results |= {
+                f"{seed},{rule},{level}": result_of(made, scored)
+                for rule, levels in RULES.items()
+                for level, made in levels.items()
+            }
+    write("atlas_rules", results)
