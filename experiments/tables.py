@@ -186,6 +186,13 @@ def rule_table() -> str:
     return sweep_table("atlas_rules", rows, "rule | threshold", columns)
 
 
+def label_table() -> str:
+    """The nll of the teacher's texts, alone and beside how sure it was."""
+    columns = {"target after": "eval/accuracy", "general after": "eval/general_accuracy", "train/loss": "train/loss"}
+    rows = {name: {f"training={name}"} for name in ("lora", "soft_labels")}
+    return sweep_table("atlas_labels", rows, "training", columns)
+
+
 def sweep_table(name: str, rows: dict[str, set[str]], label: str, columns: dict[str, str] | None = None) -> str:
     """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
     columns = columns or {"target after": "eval/accuracy", **SELECTED}
@@ -222,7 +229,7 @@ def _show(value: float) -> str:
     return f"{value:.3f}" if value <= 1 else f"{value:.1f}".removesuffix(".0")
 
 
-ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table)
+ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table, label_table)
 
 if __name__ == "__main__":
     others = (default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table)
