@@ -31,13 +31,15 @@ RULES: dict[str, dict[str, select.Rule]] = {  # by threshold: what conf/selectio
     "kl": {"0.4": select.Kl(0.4)},
     "target_gap": {"0.2": select.TargetGap(0.2)},
     "seed_shift": {"0.3": select.SeedShift(0.3), "auto": select.SeedShift("auto")},
+    "seed_likeness": {"auto": select.SeedLikeness("auto")},
+    "seed_gap": {"auto": select.SeedGap("auto"), "auto and recall 0.9": select.SeedGap("auto", recall=0.9)},
     "confident_teacher": {"2 and 3.5": select.ConfidentTeacher(2.0, 3.5)},
     "top_gap": {"best half": select.Top(0.5)},
     "quantile": {"best half": select.Quantile(0.5)},
     "random": {"as many as 1.5": select.Random(0, select.PplDifference(1.5))},
     "all": {"–": select.KeepAll()},
 }
-MEASURES = ("kl", "seed_shift", "target_nll_per_byte")
+MEASURES = ("kl", "seed_shift", "seed_likeness", "target_nll_per_byte")
 
 
 def scored_again(job: Path) -> list[Scored]:

@@ -142,8 +142,13 @@ def wrong_teacher_table() -> str:
         "errors repeated by teacher": "wrong/repeated_by_teacher",
         "by target": "wrong/repeated_by_target",
     }
-    rules = {**RULES, "confident teacher": "confident_teacher"}
-    rows = {label: {f"selection={rule}"} for label, rule in rules.items() if rule != "random"}
+    rules = {
+        "the paper's rule": "ppl_difference",
+        "recommended": "recommended",
+        "confident teacher": "confident_teacher",
+        "no filter": "all",
+    }
+    rows = {label: {f"selection={rule}"} for label, rule in rules.items()}
     return sweep_table("atlas_wrong_teacher", rows, "filter", columns)
 
 
@@ -176,6 +181,8 @@ def rule_table() -> str:
         "target_gap": ("0.2",),
         "confident_teacher": ("2 and 3.5",),
         "seed_shift": ("0.3", "auto"),
+        "seed_likeness": ("auto",),
+        "seed_gap": ("auto", "auto and recall 0.9"),
         "top_gap": ("best half",),
         "quantile": ("best half",),
         "random": ("as many as 1.5",),
