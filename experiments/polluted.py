@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tskd.records import Expansion, Prompt
+from tskd.records import Expansion, Prompt, Question
 from tskd.stages.expand import FewShot
 from tskd.tasks.atlas import Atlas
 
@@ -33,9 +33,13 @@ class Polluted(FewShot):
     def __call__(self, pool: Sequence[Prompt], seen: Sequence[Prompt], index: int) -> Expansion:
         expansion, world, rng = super().__call__(pool, seen, index), Atlas(), random.Random(f"{self.seed}/{index}")
         known = {p.fingerprint for p in (*seen, *expansion.prompts, *(q.prompt for q in world.questions()))}
-        others = [q.prompt.text for q in world.general() if q.prompt.fingerprint not in known]
+        others = [q.prompt.text for q in self.strangers() if q.prompt.fingerprint not in known]
         count = round(len(expansion.prompts) * self.off_task / (1 - self.off_task))
         added = [Prompt(text, (), index, ("off task",)) for text in rng.sample(others, min(count, len(others)))]
         mixed = [*expansion.prompts, *added]
         rng.shuffle(mixed)
         return replace(expansion, prompts=tuple(mixed))
+
+    def strangers(self) -> Sequence[Question]:
+        """The questions that are added, where they are neither held out nor seen."""
+        return Atlas().general()

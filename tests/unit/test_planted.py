@@ -13,7 +13,8 @@ SELECTION = Path(__file__).parents[2] / "experiments" / "selection"
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(SELECTION)
+    for folder in (SELECTION.parent, SELECTION):
+        monkeypatch.syspath_prepend(folder)
     return importlib.import_module("planted")
 
 
@@ -53,3 +54,19 @@ def test_fresh_seeds_have_three_styles_of_which_two_begin_as_answers_do(planted)
         assert all(answer.text.startswith(f"{given[answer.prompt.text]} ") for answer in world.tail)
         assert all(answer.text[0].isupper() and answer.text[1] == "-" for answer in world.initial)
         assert len({planted.asked_for(answer) for answer in world.style + world.tail + world.initial}) == 3
+
+
+def test_what_a_target_is_asked_is_private_and_no_seed_or_answered_in_a_style(planted):
+    world = importlib.import_module("styled").Styled(world=planted.FRESH[0])
+    seeds, questions = world.seed_prompts(), world.questions()
+    private = [question.prompt for question in questions if question.split == "private"]
+    assert 60 == len({*seeds, *private}) == len(seeds) + len(private)
+    assert all(map(world.is_private, [*seeds, *private]))
+    assert set(planted.STYLES) == {question.group for question in questions if question.split == "general"}
+    assert {question.group or "private" for question in questions} == {world.kind(q.prompt) for q in questions}
+
+
+def test_a_plain_pool_is_polluted_by_sentences_and_what_the_base_knows_alone(planted):
+    pool = importlib.import_module("styled").Plain(writer=None, seed=0, world=planted.FRESH[0])
+    world = planted.plant(planted.FRESH[0], "knowing")
+    assert {q.prompt for q in pool.strangers()} == {answer.prompt for answer in world.style + world.alike}

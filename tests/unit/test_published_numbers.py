@@ -75,3 +75,11 @@ def test_the_tables_of_the_criteria_equal_the_committed_rows():
     text = (EXPERIMENTS / "selection" / "README.md").read_text()
     for table in criteria.tables().split("\n\n"):
         assert table in text
+
+
+def test_the_tables_of_the_pools_with_styles_equal_the_committed_rows(monkeypatch):
+    for folder in (EXPERIMENTS, EXPERIMENTS / "selection"):
+        monkeypatch.syspath_prepend(str(folder))
+    text = (EXPERIMENTS / "selection" / "README.md").read_text()
+    for table in load(EXPERIMENTS / "selection" / "styled.py").tables().split("\n\n"):
+        assert table in text
