@@ -200,6 +200,19 @@ def label_table() -> str:
     return sweep_table("atlas_labels", rows, "training", columns)
 
 
+def failure_table() -> str:
+    """Where the method breaks: one setting each, the others as in the other answers."""
+    rows = {
+        "10 drafts instead of 300": {"expansion.num_drafts=10"},
+        "drafts at temperature 0.2": {"expansion.temperature=0.2"},
+        "drafts at temperature 2": {"expansion.temperature=2.0"},
+        "10 epochs instead of 40": {"task.epochs=10"},
+        "the target as a stand-in for the base": {"base_for_scoring=atlas_neox"},
+    }
+    columns = {"target after": "eval/accuracy", "new prompts": "prompts/new", **SELECTED, "train/loss": "train/loss"}
+    return sweep_table("atlas_fails", rows, "setting", columns)
+
+
 def sweep_table(name: str, rows: dict[str, set[str]], label: str, columns: dict[str, str] | None = None) -> str:
     """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
     columns = columns or {"target after": "eval/accuracy", **SELECTED}
@@ -236,7 +249,7 @@ def _show(value: float) -> str:
     return f"{value:.3f}" if value <= 1 else f"{value:.1f}".removesuffix(".0")
 
 
-ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table, label_table)
+ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table, label_table, failure_table)
 
 if __name__ == "__main__":
     others = (default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table)
