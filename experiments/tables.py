@@ -207,6 +207,7 @@ def failure_table() -> str:
         "drafts at temperature 0.2": {"expansion.temperature=0.2"},
         "drafts at temperature 2": {"expansion.temperature=2.0"},
         "10 epochs instead of 40": {"task.epochs=10"},
+        "a tenth of the learning rate": {"training.lora.learning_rate=0.0002"},
         "the target as a stand-in for the base": {"base_for_scoring=atlas_neox"},
     }
     columns = {"target after": "eval/accuracy", "new prompts": "prompts/new", **SELECTED, "train/loss": "train/loss"}
