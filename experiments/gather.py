@@ -34,7 +34,7 @@ def gather(sweep: Path, by_iteration: bool = False) -> dict[str, Result]:
     private = {name: {each.question: each.correct for each in graded(job)} for name, job in names.items()}
     common = set.intersection(*map(set, private.values()))
     for name, is_correct in private.items():
-        if any(common != set(others) for others in private.values()):
+        if common and any(common != set(others) for others in private.values()):
             results[name]["eval/common_accuracy"] = fmean(is_correct[question] for question in common)
             results[name]["eval/common_questions"] = len(common)
     return results

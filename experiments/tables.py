@@ -84,6 +84,41 @@ def transfer_table() -> str:
     return "\n".join(lines)
 
 
+def pair_table() -> str:
+    """SmolLM2 to Gemma 3 on BBH tasks at one budget, arm by arm; below, the mean over the tasks of each seed."""
+    arms = {
+        "original data": "original_data",
+        "no filter": "all",
+        "random": "random",
+        "the paper's rule": "ppl_difference",
+        "recommended": "recommended",
+    }
+    results = json.loads((RESULTS / "smollm2_to_gemma3_arms.json").read_text())
+    tasks = sorted({word for job in results for word in job.split(",") if word.startswith("task.subset=")})
+    seeds = sorted({word for job in results for word in job.split(",") if word.startswith("seed=")}) or [""]
+
+    def of(arm: str, *overrides: str) -> list[dict[str, float]]:
+        return [result for job, result in results.items() if {f"arms/{arm}]", *overrides} <= set(job.split(","))]
+
+    lines = [f"| task | teacher | target before | {' | '.join(arms)} |", "|---" * (len(arms) + 3) + "|"]
+    for task in tasks:
+        (first, *_) = of("original_data", task)
+        known = [_show(first[f"eval/{voice}_accuracy"]) for voice in ("teacher", "target")]
+        cells = [_of_seeds([each["eval/accuracy"] for each in of(arm, task)]) for arm in arms.values()]
+        lines.append("| " + " | ".join([task.removeprefix("task.subset="), *known, *cells]) + " |")
+    by_seed = {arm: [of(arm, *filter(None, [seed])) for seed in seeds] for arm in arms.values()}  # one: in no name
+    means = [
+        _of_seeds([fmean(r["eval/accuracy"] for r in found) for found in of_arm if len(found) == len(tasks)])
+        for of_arm in by_seed.values()
+    ]
+    lines.append("| " + " | ".join([f"mean over {len(tasks)} tasks", "", "", *means]) + " |")
+    return "\n".join(lines)
+
+
+def _of_seeds(values: list[float]) -> str:
+    return f"{_mean(values)} (n = {len(values)})" if values else "not run"
+
+
 def teacher_table() -> str:
     """A SmolLM2 fine-tuned on each BBH task."""
     rows = json.loads((RESULTS / "smollm2_bbh_teachers.json").read_text())
@@ -115,10 +150,11 @@ def auto_threshold_table() -> str:
 
 def polluted_table() -> str:
     """Rules on pools of the embedded world that are polluted more and more."""
+    rules = {"the paper's rule": "ppl_difference", "recommended": "recommended", **RULES}
     rows = {
         f"{float(share):.0%}, {label}": {f"+expansion.off_task={share}", f"selection={rule}"}
         for share in ("0", "0.25", "0.5", "0.75")
-        for label, rule in RULES.items()
+        for label, rule in rules.items()
     }
     return sweep_table("atlas_polluted", rows, "off-task, filter")
 

@@ -28,6 +28,7 @@ def test_the_tables_in_the_text_equal_the_committed_results():
     assert tables.polluted_table() in text
     assert tables.replay_table() in text
     assert tables.transfer_table() in text
+    assert tables.pair_table() in text
     assert tables.teacher_table() in text
 
 
