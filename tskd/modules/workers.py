@@ -73,9 +73,11 @@ def together(main: Callable[[], None]) -> None:
             try:
                 main()
             finally:
-                if not _store.check([FAILED]):
-                    _tell(None)
-                _store.set(ENDED, "")
+                try:
+                    if not _store.check([FAILED]):
+                        _tell(None)
+                finally:
+                    _store.set(ENDED, "")  # even if another one was killed, or the watch below would wait for it
         else:
             for each in stopping.SIGNALS:  # torchrun hands them to all; the first heeds them, and ends the others
                 signal.signal(each, signal.SIG_IGN)

@@ -263,7 +263,10 @@ class SeedLikeness(Threshold):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share(self.threshold)
+        if self.threshold != AUTO and not 0 <= self.threshold <= 1:
+            raise ConfigError(
+                f"`threshold` is {self.threshold:g}, and the criterion is between 0 and 1; set threshold=auto."
+            )
 
     @staticmethod
     def criterion(example: Scored) -> float:
@@ -271,7 +274,7 @@ class SeedLikeness(Threshold):
 
 
 @dataclass(frozen=True)
-class SeedGap(Threshold):
+class SeedGap(SeedLikeness):
     """Keep where the fine-tuning explains the response, and the prompt is like the seeds: 0 to 1; ours.
 
     The share of the base's perplexity that it takes away, 1 - teacher ppl / base ppl, which is the paper's gap without
@@ -280,17 +283,11 @@ class SeedGap(Threshold):
     the factors were chosen: ``experiments/selection``.
     """
 
-    measures: ClassVar[tuple[str, ...]] = ("seed_likeness",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_share(self.threshold)
-
     @staticmethod
     def criterion(example: Scored) -> float:
         worse = example.teacher_nll - example.base_nll
         explained = 0.0 if worse > 0 else -math.expm1(worse)
-        return explained * example.measures["seed_likeness"]
+        return explained * SeedLikeness.criterion(example)
 
 
 @dataclass(frozen=True)
@@ -477,12 +474,6 @@ class AtMost:
         kept = self.of(scored).kept
         drawn = {id(kept[i]) for i in _drawn(kept, self.keep, self.seed)}
         return split(scored, [id(example) in drawn for example in scored])
-
-
-def _check_share(threshold: Level) -> None:
-    """Raise ``ConfigError`` where a criterion between 0 and 1 is to reach what it cannot."""
-    if threshold != AUTO and not 0 <= threshold <= 1:
-        raise ConfigError(f"`threshold` is {threshold:g}, and the criterion is between 0 and 1; set threshold=auto.")
 
 
 def _drawn(scored: Sequence[Scored], count: int, seed: int) -> set[int]:
