@@ -184,7 +184,9 @@ def train_ours(job: Job) -> Work:
         examples = [encode_response(model, r.prompt, r.text, r.finished) for r in responses]
         with tempfile.TemporaryDirectory() as folder:
             save_to = Path(folder, "adapter")
-            loss = finetune(model.weights, examples, SETTINGS, job.trainer(), save_to, seed=job.seed, key=str(job.seed))
+            loss, _ = finetune(
+                model.weights, examples, SETTINGS, job.trainer(), save_to, seed=job.seed, key=str(job.seed)
+            )
         return {"loss": loss, "tokens": sum(len(example.ids) for example in examples)}
 
     return work
