@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from tests import tiny
 from tests.stub import Stub
@@ -16,6 +17,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background; w
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+constants.HF_HUB_OFFLINE = True  # of this process, which has read its environment by now
 
 
 @pytest.fixture(scope="session")

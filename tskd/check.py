@@ -84,6 +84,8 @@ def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
             if {"base", "teacher"} <= here:
                 found.hold(run.check_adapter)
             found.notes.append("Lengths and memory are not checked: that takes all models, and the rest to be right.")
+        if has_device and here == run.models.keys():
+            found.notes += run.advice()
         sizes = [0]
         if "target" in here:
             found.hold(lambda: sizes.append(_adapter_bytes(run)))

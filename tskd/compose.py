@@ -99,6 +99,23 @@ class Run:
             yield partial(check, self.seeds)
         yield from (partial(self.evaluator.check_lengths, model) for model in (self.base, self.teacher, self.target))
 
+    def advice(self) -> list[str]:
+        """What would make the run faster on this machine; asked when the models are known to be here."""
+        emulated = {
+            role: dtype
+            for role, model in self.models.items()
+            if not (role == "teacher" and model.weights is self.base.weights)
+            and (dtype := model.weights.emulated_on(self.trainer.device)) is not None
+        }
+        if not emulated:
+            return []
+        places = {"writer": "expansion.writer"}
+        faster = " ".join(f"{places.get(role, role)}.checkpoint.dtype=float32" for role in emulated)
+        return [
+            f"This CPU has no instructions for {' and '.join(sorted(set(emulated.values())))}, which takes several "
+            f"times as long as float32; `{faster}` is faster, in twice the memory."
+        ]
+
     def check_adapter(self) -> None:
         """Raise ``ModelError`` where the teacher's adapter is there and does not belong to the base."""
         if self.teacher.adapter is not None and self.teacher_to_make is None:

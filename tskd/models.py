@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +44,11 @@ warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*was rename
 # On saving, PEFT looks the base up on the hub, which need not know its name; no vocabulary is changed here.
 warnings.filterwarnings("ignore", message=".*will assume that the vocabulary was not modified.*")
 
+# torch has no public way to ask; where there are none it takes a slow path of its own (measured in experiments/bench).
+_HALVES: Mapping[Any, Callable[[], bool]] = {
+    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+}
 # What tokenizers that share a vocabulary may still cut differently: spaces, digits, code, scripts, odd characters.
 _PROBES = (
     "",
@@ -150,6 +155,14 @@ class Weights:
             *(checkpoint.dtype, checkpoint.template, checkpoint.attention, checkpoint.quantization),
             self.content,
         ]
+
+    def emulated_on(self, device: torch.device) -> str | None:
+        """The data type that the model is in, where ``device`` is a CPU that has no instructions to multiply in it."""
+        dtype = self.config.dtype if self.checkpoint.dtype == "auto" else DTYPES[self.checkpoint.dtype]
+        has_instructions = _HALVES.get(dtype)
+        if device.type != "cpu" or has_instructions is None or self.checkpoint.quantization != "none":
+            return None
+        return None if has_instructions() else str(dtype).removeprefix("torch.")
 
     @property
     def max_length(self) -> int | None:

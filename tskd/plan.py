@@ -136,7 +136,7 @@ class Plan:
         run = self.run
         for model in run.models.values():
             self.find(model)
-        if self._has_all and (run.teacher in self.here or run.teacher_to_make is not None):
+        if self.has_all and (run.teacher in self.here or run.teacher_to_make is not None):
             run.check_models()
         if run.teacher_to_make is not None and isinstance(run.task, Benchmark):
             examples = [Response(question.prompt, str(question.answer)) for question in run.task.examples()]
@@ -245,7 +245,7 @@ class Plan:
         return found or Adapter("", target.name, len(corpus), math.nan)
 
     @property
-    def _has_all(self) -> bool:
+    def has_all(self) -> bool:
         return all(model.weights in self.sizes for model in self.run.models.values())
 
     def _look(self, stage: str, models: Models, *content: Any) -> tuple[Any, Seconds]:
@@ -264,7 +264,7 @@ class Plan:
         self, stage: str, models: Models, reading: Reading, writes: Count, seconds: Seconds, training: Training = None
     ) -> None:
         (items, reads, longest), memory, roles = reading, None, self.run.models.items()
-        if self._has_all:
+        if self.has_all:
             sizes, bound = [self.sizes[model.weights] for model in models], self.run.trainer.batch_tokens
             working = [size.to_read(items.number, longest, bound, writes.number > 0) for size in sizes]
             if training is not None:
@@ -396,6 +396,8 @@ def show(plan: Plan) -> None:
     device, there = machine(run.trainer.device)
     lack = f"; {LIGHTER}" if (plan.memory or 0) > there else ""
     console.print(f"  memory     {shown_bytes(plan.memory)} needed, and {device} has {shown_bytes(there)}{lack}")
+    for line in run.advice() if plan.has_all else []:
+        console.print(f"  advice     {line}")
     if plan.end is not None:
         console.print(f"  [bold]will fail[/bold]  {plan.end}")
 

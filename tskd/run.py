@@ -56,6 +56,8 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Row:
     run.check_models()
     artifacts.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
     console.header(_header(run))
+    for line in run.advice():
+        log.warning(line)
     _make_teacher(run)
     artifacts.write_json(folder / "provenance.json", provenance.of(run))
     with _open_tracker(run, cfg, folder, group, job_type) as tracker:

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 
 from tests import tiny
-from tskd import check, config, jobs, run
+from tskd import check, config, jobs, models, run
 from tskd.check import findings
 
 SMALL = [
@@ -83,6 +83,18 @@ def test_all_of_them_are_said_at_once(tmp_path):
     assert len(pairs) == len(problems)
     for said in pairs.values():
         assert any(said in problem for problem in problems)
+
+
+def test_a_type_that_this_cpu_has_no_instructions_for_is_noted_with_what_is_faster(tmp_path, monkeypatch):
+    halves = ("base.checkpoint.dtype=bfloat16", "target.checkpoint.dtype=float16", "trainer.accelerator=cpu")
+    for has_instructions, said in ((True, 0), (False, 1)):
+        monkeypatch.setattr(models, "_HALVES", dict.fromkeys(models._HALVES, lambda has=has_instructions: has))
+        notes = [note for note in found(tmp_path, *halves).notes if "instructions" in note]
+        assert said == len(notes)
+        assert not [note for note in found(tmp_path).notes if "instructions" in note]  # all is float32 there
+    (note,) = notes
+    assert "no instructions for bfloat16 and float16" in note
+    assert "`base.checkpoint.dtype=float32 target.checkpoint.dtype=float32` is faster, in twice the memory." in note
 
 
 def test_seeds_and_questions_both_say_what_is_wrong_with_them(tmp_path):

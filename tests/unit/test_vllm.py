@@ -13,6 +13,7 @@ from tskd.errors import ConfigError, ModelError
 from tskd.models import LanguageModel, Weights
 from tskd.modules import vllm, workers
 from tskd.modules.generator import Generation, Request, Sampling, generate
+from tskd.modules.journal import Journal
 from tskd.modules.vllm import Vllm
 
 
@@ -130,6 +131,29 @@ def test_its_copy_goes_with_the_weights(llama, by_vllm):
     assert len(vllm._running) == 1
     del weights
     assert len(vllm._running) == 0
+
+
+def test_a_call_that_was_broken_off_goes_on_after_the_last_texts_that_were_noted(llama, by_vllm, tmp_path, monkeypatch):
+    model, requests = LanguageModel(tiny.weights(llama)), [Request((5, each)) for each in range(6, 13)]
+    whole = generate(model, requests, Sampling(9), by_vllm)
+    noting = replace(by_vllm, engine=Vllm(texts_per_call=3), journal=Journal(tmp_path))
+    real, sizes = LLM.generate, []
+
+    def killed_in_the_third_call(self, prompts, *rest, **named):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(prompts))
+        return real(self, prompts, *rest, **named)
+
+    monkeypatch.setattr(LLM, "generate", killed_in_the_third_call)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, requests, Sampling(9), noting)
+    assert [3, 3] == sizes
+    sizes.clear()
+    assert whole == generate(model, requests, Sampling(9), noting)
+    assert [1] == sizes
+    assert whole == generate(model, requests, Sampling(9), noting)
+    assert [1] == sizes
 
 
 def test_what_vllm_says_is_one_line(llama, by_vllm, monkeypatch):

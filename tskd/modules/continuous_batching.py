@@ -13,9 +13,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from tskd import stopping
 from tskd.checkpoints import one_line
 from tskd.errors import ModelError
-from tskd.identity import digest
 from tskd.models import LanguageModel
-from tskd.modules.engine import Ending, Generation, Request, Sampling
+from tskd.modules.engine import Ending, Generation, Request, Sampling, noted
 from tskd.modules.trainer import LightningTrainer
 
 PAGE = 64  # tokens; what the last page of a text does not use is lost
@@ -61,10 +60,7 @@ class ContinuousBatching:
         ending = Ending(model, stop)
         is_greedy = sampling.temperature == 0
         cancels = bool(stop) and is_greedy
-        journal, made, key = trainer.journal, dict[int, Generation](), ""
-        if journal is not None:
-            key = digest([self, model, repr(requests), sampling, stop])
-            made = {i: Generation(*noted) for i, noted in journal.read(key).items()}
+        made, note = noted(trainer, [self, model, repr(requests), sampling, stop])
         left = {i: request for i, request in enumerate(requests) if i not in made}
         if not left:
             return [made[i] for i in range(len(requests))]
@@ -105,16 +101,16 @@ class ContinuousBatching:
                             written = result.generated_tokens
                             if result.is_finished() or ending.is_reached(written):
                                 made[i] = ending.cut(written)
-                                if journal is not None and is_greedy:
-                                    journal.add(key, {i: made[i]})
+                                if is_greedy:
+                                    note({i: made[i]})
                                 bar.update()
                                 if not result.is_finished():
                                     manager.cancel_request(result.request_id)
             finally:
                 manager.stop(hard_stop=True)
                 manager.destroy()
-        if journal is not None and not is_greedy:
-            journal.add(key, made)
+        if not is_greedy:
+            note(made)
         return [made[i] for i in range(len(requests))]
 
     def _config(

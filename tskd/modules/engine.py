@@ -5,14 +5,15 @@ An engine is a frozen dataclass in a file of its own, and a YAML in ``conf/engin
 where it cannot speak with one of ``models``, or with a LoRA adapter of ``rank``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import NonNegativeFloat, PositiveInt
 
 from tskd.errors import ConfigError
+from tskd.identity import digest
 from tskd.models import LanguageModel
 
 if TYPE_CHECKING:
@@ -98,6 +99,16 @@ class Ending:
         """``written``, of which the last token is the end where it is ``finished``."""
         text = self.model.tokenizer.decode(written, skip_special_tokens=True)
         return Generation(before_any(self.stop, text), finished, len(written))
+
+
+def noted(
+    trainer: "LightningTrainer", content: Any
+) -> tuple[dict[int, Generation], Callable[[Mapping[int, Generation]], None]]:
+    """What the trainer's journal has of the call that ``content`` decides, by request, and what notes more of it."""
+    if trainer.journal is None:
+        return {}, lambda _: None
+    key = digest(content)
+    return {i: Generation(*each) for i, each in trainer.journal.read(key).items()}, partial(trainer.journal.add, key)
 
 
 def before_any(stop: Sequence[str], text: str) -> str:

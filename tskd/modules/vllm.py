@@ -5,17 +5,19 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from peft import PeftConfig
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
+from tskd import stopping
 from tskd.checkpoints import adapter_folder, one_line
 from tskd.errors import ConfigError, ModelError
 from tskd.models import LanguageModel, Weights
 from tskd.modules import workers
-from tskd.modules.engine import Ending, Generation, Request, Sampling
+from tskd.modules.engine import Ending, Generation, Request, Sampling, noted
 from tskd.modules.trainer import LightningTrainer
 
 _running: WeakKeyDictionary[Weights, Any] = WeakKeyDictionary()  # an LLM for each checkpoint, until its job is over
@@ -29,10 +31,14 @@ class Vllm:
     ``gpu_memory_utilization`` of the device; what is left is for scoring and training, whose models are released
     before a copy is made and loaded again when they are needed. Its kernels round in their own way, differently for
     each composition of a batch: what is sampled follows from the request's key only as far as that goes.
+
+    It is handed ``texts_per_call`` requests at a time, which are in the journal before the next are: as many are lost
+    at most where a run is killed, and as few are written side by side.
     """
 
     gpu_memory_utilization: PositiveFloat = 0.3
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 64
+    texts_per_call: PositiveInt = 512
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("vllm") is None:
@@ -77,7 +83,23 @@ class Vllm:
         label: str,
     ) -> list[Generation]:
         """Raises ``ModelError`` where vLLM cannot load the model or the adapter, or has no room for a request."""
-        ending = Ending(model, stop)
+        made, note = noted(trainer, [self, model, repr(requests), sampling, stop])
+        left = iter([i for i in range(len(requests)) if i not in made])
+        while part := list(islice(left, self.texts_per_call)):
+            stopping.check()
+            written = self._written(model, [requests[i] for i in part], sampling, Ending(model, stop), trainer)
+            made |= (new := dict(zip(part, written, strict=True)))
+            note(new)
+        return [made[i] for i in range(len(requests))]
+
+    def _written(
+        self,
+        model: LanguageModel,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        ending: Ending,
+        trainer: LightningTrainer,
+    ) -> list[Generation]:
         try:
             outputs = self._llm(model.weights).generate(
                 [{"prompt_token_ids": list(request.ids)} for request in requests],
