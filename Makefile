@@ -43,7 +43,7 @@ test-floor:  ## the unit tests with the lowest versions that pyproject.toml admi
 	$(PYTHON) -m venv .venv/floor
 	$(PYTHON) tests/floors.py > .venv/floor/constraints.txt
 	.venv/floor/bin/pip install --quiet torch==2.13.0 --constraint .venv/floor/constraints.txt --editable '.[dev]'
-	$(TEST_ENV) .venv/floor/bin/python -m pytest tests/unit
+	$(TEST_ENV) .venv/floor/bin/python -m pytest -n auto --dist loadfile tests/unit
 
 atlas: install  ## remake the embedded world
 	$(BIN)/python experiments/atlas/build.py
