@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -12,6 +13,14 @@ from tskd.faults import FAULTS
 from tskd.records import VOICES
 
 Row = Mapping[str, Any]
+JOB_COLUMNS = {
+    "kept": ("train/examples", "d"),
+    "precision": ("select/precision", ".2f"),
+    "recall": ("select/recall", ".2f"),
+    "accuracy": ("eval/accuracy", ".3f"),
+    "general": ("eval/general_accuracy", ".3f"),
+    "points": ("eval/points_gained", "+.1f"),
+}
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -77,20 +86,20 @@ def outcome(accuracies: Mapping[str, Mapping[str, Accuracy]], result: Row, folde
 
 
 def sweep(jobs: Sequence[tuple[str, Row, Row]], folder: Path) -> None:
-    table = Table(title="jobs, best first")
-    for column in ("job", "status", "kept", "precision", "recall", "accuracy", "general", "points"):
-        table.add_column(column, justify="left" if column in ("job", "status") else "right", overflow="fold")
+    """A row for each job, with the numbers that any of them has; names are long, so the rest is narrow."""
+    measured = {
+        column: (metric, form)
+        for column, (metric, form) in JOB_COLUMNS.items()
+        if any(result.get(metric) is not None for *_, result in jobs)
+    }
+    table = Table(title="jobs, best first", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("job", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for column in measured:
+        table.add_column(column, justify="right", no_wrap=True)
     for name, status, result in jobs:
-        table.add_row(
-            name,
-            status["status"],
-            number(result.get("train/examples"), "d"),
-            number(result.get("select/precision"), ".2f"),
-            number(result.get("select/recall"), ".2f"),
-            number(result.get("eval/accuracy"), ".3f"),
-            number(result.get("eval/general_accuracy"), ".3f"),
-            number(result.get("eval/points_gained"), "+.1f"),
-        )
+        numbers = (number(result.get(metric), form) for metric, form in measured.values())
+        table.add_row(name, status["status"], *numbers)
     console.print(table)
     for name, status, _ in jobs:
         if status["status"] != "completed":

@@ -310,7 +310,7 @@ def all_completed() -> bool:
     if (folder / "status.json").is_file():
         return jobs.completed(folder)
     of_sweep = jobs.of_sweep(folder)
-    if of_sweep:
+    if any(status["status"] != "not started" for _, status, _ in of_sweep):  # else Hydra has said why
         console.sweep(of_sweep, folder)
     return bool(of_sweep) and all(status["status"] == "completed" for _, status, _ in of_sweep)
 

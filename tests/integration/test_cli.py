@@ -222,6 +222,7 @@ def test_the_facts_move_into_any_llama_given_by_path(tmp_path):
         (["task=files", "task.seeds=nowhere.jsonl"], "There is no file nowhere.jsonl"),
         (["task=files"], "Missing mandatory value: seeds full_key: task.seeds"),
         (["teacher.adapter=/nowhere"], "There is no folder /nowhere for adapter"),
+        (["-m", "threshold=0,1", "target=atlas_neox,lama3"], "Available options in 'target'"),
         (["-m", "trainer.devices=2"], "`trainer.devices` is 2 in a sweep; give each job one device"),
         (["hydra.run.dir=/proc/nowhere"], "Cannot write to /proc/nowhere"),
     ],
@@ -230,6 +231,7 @@ def test_bad_input_is_one_clear_line_and_a_failing_exit_code(tmp_path, arguments
     printed = tskd(tmp_path, *arguments, expect=1)
     assert said in printed
     assert "Traceback" not in printed
+    assert "not started" not in printed  # no table of jobs that there will never be
 
 
 def test_jobs_that_set_the_name_of_the_folder_are_in_that_of_their_sweep_all_the_same(tmp_path):
