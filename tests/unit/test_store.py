@@ -1,15 +1,18 @@
 """What is computed once is not computed again, and nothing else is ever taken for it."""
 
+import importlib
 import os
 import stat
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
 from tests import tiny
-from tskd.identity import identity
+from tskd.identity import digest, identity
 from tskd.models import LanguageModel
 from tskd.modules.continuous_batching import ContinuousBatching
 from tskd.modules.finetuner import LoraSettings
@@ -17,6 +20,8 @@ from tskd.modules.generator import OwnLoop
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
 from tskd.stages.answer import Answer
+from tskd.stages.screen import Screen
+from tskd.stages.select import SeedLikeness, SeedShift
 from tskd.stages.train import TrainLora
 from tskd.store import Store, entries, main, prune
 from tskd.tuneshift import Stages
@@ -177,6 +182,30 @@ def test_the_identity_of_a_stage_is_its_settings_and_its_models_contents(llama, 
     assert same != answer(tiny.weights(llama), temperature=1.0)
     assert same != answer(tiny.weights(llama), tiny.save_adapter(llama, tmp_path / "other", seed=9))
     assert same != answer(tiny.weights(tiny.save_model(tmp_path / "model", seed=9)))
+
+
+def test_screens_by_different_rules_do_not_share_their_results(llama, adapter, trainer):
+    weights = tiny.weights(llama)
+    screen = partial(Screen, LanguageModel(weights), LanguageModel(weights, str(adapter)), trainer)
+    assert digest(screen(by=SeedShift)) == digest(screen(by=SeedShift)) != digest(screen(by=SeedLikeness))
+
+
+def test_a_users_own_stage_is_known_by_its_code_and_its_state(tmp_path, monkeypatch):
+    def own(code, **state):
+        (tmp_path / "own_stage.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "own_stage", raising=False)
+        importlib.invalidate_caches()
+        made = importlib.import_module("own_stage").Own()
+        vars(made).update(state)
+        return digest([made, made.__call__, type(made)])
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    code = "class Own:\n    def __call__(self, pool, seen, index): return {}\n"
+    assert own(code.format(1)) == own(code.format(1))
+    assert own(code.format(1)) != own(code.format(2))
+    assert own(code.format(1), temperature=1) != own(code.format(1), temperature=2)
+    assert digest([len]) != digest([max])
 
 
 def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_path):

@@ -4,7 +4,7 @@ import logging
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -54,7 +54,7 @@ class TrainLora:
     seed: int
     lora: LoraSettings
     replay: Replay = Replay()
-    log_step: StepLog | None = None
+    log_step: StepLog | None = field(default=None, compare=False)  # it decides nothing
     objective: Objective | None = None
     teacher: LanguageModel | None = None
     not_finite: Literal["stop", "drop"] = "stop"
