@@ -148,6 +148,20 @@ def auto_threshold_table() -> str:
     return sweep_table("atlas_auto_threshold", {label: {override} for label, override in rows.items()}, "threshold")
 
 
+def pair_threshold_table() -> str:
+    """`threshold=auto` among fixed ones, on a BBH task from SmolLM2 to Gemma 3."""
+    columns = {
+        "its value": "select/threshold",
+        "kept": "select/kept",
+        "kept fraction": "select/kept_fraction",
+        "target before": "eval/target_accuracy",
+        "teacher": "eval/teacher_accuracy",
+        "target after": "eval/accuracy",
+    }
+    rows = {threshold: {f"threshold={threshold}"} for threshold in ("auto", "0.5", "1.5", "16")}
+    return sweep_table("smollm2_to_gemma3_threshold", rows, "threshold", columns)
+
+
 def polluted_table() -> str:
     """Rules on pools of the embedded world that are polluted more and more."""
     rules = {"the paper's rule": "ppl_difference", "recommended": "recommended", **RULES}
@@ -157,6 +171,26 @@ def polluted_table() -> str:
         for label, rule in rules.items()
     }
     return sweep_table("atlas_polluted", rows, "off-task, filter")
+
+
+def screen_table() -> str:
+    """What a screen saves and costs, in clean and in polluted pools of the embedded world."""
+    columns = {
+        "target after": "eval/accuracy",
+        "new prompts": "prompts/new",
+        "not asked": "prompts/screened",
+        "kept": "select/kept",
+        "tokens generated": "cost/generated_tokens",
+        "tokens scored": "cost/scored_tokens",
+    }
+    screens = {"none": "+selection.screen=null"}
+    screens |= {name: f"selection/screen={name}" for name in ("seed_likeness", "seed_shift")}
+    rows = {
+        f"{float(share):.0%}, {label}": {f"+expansion.off_task={share}", screen}
+        for share in ("0", "0.75")
+        for label, screen in screens.items()
+    }
+    return sweep_table("atlas_screens", rows, "off-task, screen", columns)
 
 
 def seed_prompts_table() -> str:
@@ -289,5 +323,13 @@ def _show(value: float) -> str:
 ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table, label_table, failure_table)
 
 if __name__ == "__main__":
-    others = (default_table, threshold_table, auto_threshold_table, polluted_table, replay_table, expansion_table)
-    print("\n\n".join(table() for table in (*ANSWERS, *others, transfer_table, teacher_table)))
+    others = (
+        default_table,
+        threshold_table,
+        auto_threshold_table,
+        pair_threshold_table,
+        polluted_table,
+        screen_table,
+        replay_table,
+    )
+    print("\n\n".join(table() for table in (*ANSWERS, *others, expansion_table, transfer_table, teacher_table)))

@@ -119,6 +119,10 @@ def read(file: Path) -> list[Row]:
     return [json.loads(line) for line in gzip.open(file, "rt")]
 
 
+def by_teacher(folder: Path) -> dict[str, list[Row]]:
+    return {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(folder.glob("*.jsonl.gz"))}
+
+
 def auc(own: Sequence[float], rest: Sequence[float]) -> float:
     """The probability that one of ``own`` is above one of ``rest``; ties count half."""
     ranks = rankdata([*own, *rest])
@@ -312,7 +316,7 @@ def within_topic_table(rows: Sequence[Row]) -> str:
 
 
 def tables() -> str:
-    files = {file.name.removesuffix(".jsonl.gz"): read(file) for file in sorted(RESULTS.glob("*.jsonl.gz"))}
+    files = by_teacher(RESULTS)
     teachers = {name: rows for name, rows in files.items() if any(row["kind"] == "own" for row in rows)}
     parts = [auc_table(teachers), kept_table(teachers.values(), BBH), teacher_table(teachers)]
     parts += [within_topic_table(teachers[TOPIC])]
@@ -328,7 +332,8 @@ def tables() -> str:
 
 def fresh_tables() -> list[str]:
     """The same of teachers that played no part in the choice of the rule, where it and three others are compared."""
-    parts = []
+    of_bbh = by_teacher(RESULTS / "fresh" / "bbh")
+    parts = [auc_table(of_bbh, SHORT), kept_table(of_bbh.values(), BBH, SHORT, HIGH_RECALL), teacher_table(of_bbh)]
     for base in BASES:
         teachers = [read(file) for file in sorted((RESULTS / "fresh" / base).glob("*.gz"))]
         if teachers:

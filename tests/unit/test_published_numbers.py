@@ -26,6 +26,8 @@ def test_the_tables_in_the_text_equal_the_committed_results():
     assert tables.threshold_table() in text
     assert tables.auto_threshold_table() in text
     assert tables.polluted_table() in text
+    assert tables.screen_table() in text
+    assert tables.pair_threshold_table() in text
     assert tables.replay_table() in text
     assert tables.transfer_table() in text
     assert tables.pair_table() in text
