@@ -156,13 +156,17 @@ class Weights:
             self.content,
         ]
 
+    @property
+    def dtype(self) -> Any:
+        """The data type that the weights are loaded in."""
+        return self.config.dtype if self.checkpoint.dtype == "auto" else DTYPES[self.checkpoint.dtype]
+
     def emulated_on(self, device: torch.device) -> str | None:
         """The data type that the model is in, where ``device`` is a CPU that has no instructions to multiply in it."""
-        dtype = self.config.dtype if self.checkpoint.dtype == "auto" else DTYPES[self.checkpoint.dtype]
-        has_instructions = _HALVES.get(dtype)
+        has_instructions = _HALVES.get(self.dtype)
         if device.type != "cpu" or has_instructions is None or self.checkpoint.quantization != "none":
             return None
-        return None if has_instructions() else str(dtype).removeprefix("torch.")
+        return None if has_instructions() else str(self.dtype).removeprefix("torch.")
 
     @property
     def max_length(self) -> int | None:
@@ -303,13 +307,12 @@ class Weights:
             return None
         if self.checkpoint.quantization == "8bit":
             return BitsAndBytesConfig(load_in_8bit=True)
-        dtype = self.config.dtype if self.checkpoint.dtype == "auto" else DTYPES[self.checkpoint.dtype]
         # As in QLoRA (Dettmers et al. 2023, arXiv 2305.14314, section 3), and computed in the model's own data type.
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=self.dtype,
         )
 
     def _attach(self, adapter: str) -> None:
