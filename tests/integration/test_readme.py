@@ -33,9 +33,17 @@ def test_every_make_target_in_the_readme_exists():
     assert all(re.search(rf"^{target}:", makefile, flags=re.M) for target in targets)
 
 
+def headings(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them: lower case, no punctuation, a hyphen for each space."""
+    titles = re.findall(r"^#+ (.+)$", page, flags=re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
 def test_every_file_and_option_in_the_readme_exists():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert not heading or heading in headings((ROOT / path).read_text()), link
     for group in ("teacher", "task", "expansion", "selection", "training", "trainer", "tracking"):
         row = next(line for line in README.splitlines() if line.startswith("| `" + group))
         for file in (ROOT / "conf" / group).glob("*.yaml"):
