@@ -25,6 +25,7 @@ from tests import scripted, tiny
 from tskd.checkpoints import Checkpoint
 from tskd.errors import ModelError
 from tskd.models import LanguageModel, Weights
+from tskd.modules import generator
 from tskd.modules.batches import encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.generator import Request, Sampling, generate
@@ -136,6 +137,19 @@ def test_batch_size_and_neighbours_change_no_text(folder, temperature):
         return generate(model, requests, Sampling(14, temperature), trainer)
 
     assert written(1) == written(8192)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_read_apart_and_written_together_is_as_if_alone(folder, temperature, monkeypatch):
+    model = LanguageModel(weights_of(folder))
+    requests = [Request(tuple(range(2, 2 + n)), key) for n, key in ((3, "a"), (24, "b"), (1, "c"), (24, "d"), (6, "e"))]
+    alone = [generate(model, [each], Sampling(14, temperature), LightningTrainer("cpu"))[0] for each in requests]
+    shapes = []
+    passed = generator._next_logits
+    monkeypatch.setattr(generator, "_next_logits", lambda *args: shapes.append(tuple(args[1].shape)) or passed(*args))
+    monkeypatch.setattr(LightningTrainer, "pass_cost", lambda *_: 4)
+    assert alone == generate(model, requests, Sampling(14, temperature), LightningTrainer("cpu"))
+    assert [(1, 24), (2, 6), (1, 1), (5, 1)] == shapes[:4]
 
 
 def test_greedy_text_is_that_of_transformers(folder, trainer):

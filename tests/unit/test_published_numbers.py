@@ -44,7 +44,7 @@ def test_the_table_of_the_bench_equals_the_committed_measurements(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS / "bench"))
     bench = load(EXPERIMENTS / "bench" / "run.py")
     text, results = (EXPERIMENTS / "bench" / "README.md").read_text(), EXPERIMENTS / "bench" / "results"
-    for threads in ("one_thread", "two_threads", "two_threads_float32"):
+    for threads in ("one_thread", "two_threads", "two_threads_gemma3", "two_threads_float32"):
         assert bench.speed_table(json.loads((results / f"{threads}.json").read_text())["measurements"]) in text
     assert bench.report(json.loads((results / "sweep.json").read_text())) in text
 

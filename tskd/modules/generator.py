@@ -1,17 +1,22 @@
-"""Text from a language model: batches by length, a key-value cache, and randomness that belongs to the request.
+"""Text from a language model: read by length, written in large batches, with randomness that belongs to the request.
+
+Reading is bound by computation: texts of like length are read together, so that little padding is. Writing is bound by
+memory, for a pass reads all weights, however many rows it writes: what was read apart is then put into one cache.
 
 Each request brings a key, from which its own stream of random numbers follows. What is sampled therefore depends on
 neither the batch that a request lands in nor on what was generated before it, so batching and resuming change nothing.
 """
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tskd.errors import ConfigError
 from tskd.models import LanguageModel
@@ -23,6 +28,10 @@ from tskd.modules.engine import Generation as Generation
 from tskd.modules.engine import Request as Request
 from tskd.modules.engine import Sampling as Sampling
 from tskd.modules.trainer import LightningTrainer, Resident
+
+# What a padded place of the cache costs a pass that writes, in readings of its keys and values: with 135M and 270M
+# parameters on one core, 13,000 and 5,700 places took as long as another pass, which reads all weights.
+READINGS_OF_A_PLACE = 2
 
 
 class Generator(Resident):
@@ -36,10 +45,13 @@ class Generator(Resident):
         stop: tuple[str, ...],
         label: str,
         merge_adapter: bool = False,
+        reading_padding: int | None = None,
     ) -> None:
+        """``reading_padding``: so much of it at most in a pass that reads; ``None`` reads a batch in one pass."""
         super().__init__(model.weights)
         self.language_model = model
         self.merge_adapter = merge_adapter
+        self.reading_padding = reading_padding
         self.requests = requests
         self.sampling = sampling
         self.ending = Ending(model, stop)
@@ -56,53 +68,92 @@ class Generator(Resident):
             return self._continue(network, [self.requests[i] for i in indices])
 
     def _continue(self, network: Any, requests: Sequence[Request]) -> list[Generation]:
-        """What is read by several requests is read once. Finished rows leave the batch once they are half of it."""
+        """All rows write together, however they were read. Finished ones leave once they are half of the batch."""
         streams = [random.Random(request.key) for request in requests]
         written: list[list[int]] = [[] for _ in requests]
         finished = [False] * len(requests)
-        cache = DynamicCache(config=network.config.get_text_config())
         active = list(range(len(requests)))  # the rows of the batch that are still in the cache
+        cache, mask, logits = self._read(network, [request.ids for request in requests])
+        positions = mask.sum(1, keepdim=True) - 1  # of the last token of each row
 
-        read = {request.ids: place for place, request in enumerate({r.ids: r for r in requests}.values())}
-        ids, mask = (part.to(self.device) for part in pad_left(list(read), self.language_model.pad_token))
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        shared = torch.tensor([read[request.ids] for request in requests], device=self.device)
-
-        for _ in range(self.sampling.max_new_tokens):
-            logits = (
-                network(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                .logits[:, -1]
-                .float()
-            )  # (rows, V)
-            if len(logits) < len(active):  # what was read is handed to each row
-                cache.batch_select_indices(shared)
-                logits, mask, positions = logits[shared], mask[shared], positions[shared]
-            uniform = torch.tensor([streams[row].random() for row in active], dtype=torch.float64).to(ids.device)
+        for left in reversed(range(self.sampling.max_new_tokens)):
+            uniform = torch.tensor([streams[row].random() for row in active], dtype=torch.float64).to(mask.device)
             chosen = choose(logits, uniform, self.sampling)
             for row, token in zip(active, chosen.tolist(), strict=True):
                 if not finished[row]:
                     written[row].append(token)
                     finished[row] = self.ending.is_reached(written[row])
             going = [place for place, row in enumerate(active) if not finished[row]]
-            if not self.anyone(bool(going)):
+            if left == 0 or not self.anyone(bool(going)):
                 break
             going = going or [0]  # the other processes need this one in each pass; what it writes now is not kept
             if len(going) <= len(active) // 2:
-                places = torch.tensor(going, device=ids.device)
+                places = torch.tensor(going, device=mask.device)
                 cache.batch_select_indices(places)
                 chosen, mask, positions = chosen[places], mask[places], positions[places]
                 active = [active[place] for place in going]
-            ids = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            positions = positions[:, -1:] + 1
+            positions = positions + 1
+            logits = _next_logits(network, chosen[:, None], mask, positions, cache)
         return [self.ending.generation(tokens, done) for tokens, done in zip(written, finished, strict=True)]
+
+    def _read(self, network: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[DynamicCache, Tensor, Tensor]:
+        """Cache, mask (B, T) and the logits of the first new token (B, V). What several rows share is read once."""
+        distinct = list(dict.fromkeys(prompts))
+        batches = [list(range(len(distinct)))]
+        if self.reading_padding is not None:  # no part exceeds the memory that suffices for the whole
+            batches = by_length([len(prompt) for prompt in distinct], sys.maxsize, self.reading_padding)
+        caches, logits = list[DynamicCache](), list[Tensor]()
+        for batch in batches:
+            ids, mask = self._padded([distinct[i] for i in batch])
+            caches.append(DynamicCache(config=network.config.get_text_config()))
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            logits.append(_next_logits(network, ids, mask, positions, caches[-1]))
+        place = {distinct[i]: row for row, i in enumerate(i for batch in batches for i in batch)}
+        rows = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
+        _, mask = self._padded(prompts)
+        return _joined(caches, rows), mask, torch.cat(logits)[rows]
+
+    def _padded(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        ids, mask = pad_left(prompts, self.language_model.pad_token)
+        return ids.to(self.device), mask.to(self.device)
+
+
+def _next_logits(network: Any, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits (B, V) of the token that follows ``ids`` (B, T), which ``cache`` then holds too."""
+    passed = network(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return passed.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+def _can_be_joined(cache: DynamicCache) -> bool:
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def _joined(caches: Sequence[DynamicCache], rows: Tensor) -> DynamicCache:
+    """One cache of the ``rows`` of all, counted through, in their order; the first is that of the longest texts.
+
+    Shorter ones are padded on the left, as their masks are.
+    """
+    joined, in_order = caches[0], rows.tolist() == list(range(len(rows)))
+    if len(caches) == 1 and in_order:
+        return joined
+    for layers in zip(*(cache.layers for cache in caches), strict=True):
+        if layers[0].is_initialized:  # what shares another layer's keys has none of its own
+            for name in ("keys", "values"):
+                parts = [getattr(layer, name) for layer in layers]
+                width = max(part.shape[-2] for part in parts)
+                padded = [nn.functional.pad(part, (0, 0, width - part.shape[-2], 0)) for part in parts]
+                setattr(layers[0], name, torch.cat(padded) if in_order else torch.cat(padded)[rows])
+                for layer in layers[1:]:
+                    setattr(layer, name, None)
+    return joined
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
@@ -160,11 +211,15 @@ class OwnLoop:
         lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
         # Requests that read the same come into the same batch, where they read it together.
         order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
-        # A batch more costs a pass for each of its tokens; many texts end before the last.
-        max_padding = trainer.pass_cost(model.weights) * (1 + sampling.max_new_tokens // 2)
+        weights = model.weights
+        reading_padding: int | None = trainer.pass_cost(weights)
+        if not weights.checkpoint.sharded and _can_be_joined(DynamicCache(config=weights.config.get_text_config())):
+            max_padding = weights.size.weights // (READINGS_OF_A_PLACE * weights.size.cache)
+        else:  # A batch more costs a pass for each of its tokens; many texts end before the last.
+            max_padding, reading_padding = trainer.pass_cost(weights) * (1 + sampling.max_new_tokens // 2), None
         batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
         batches = [[order[i] for i in batch] for batch in batches]
-        generator = Generator(model, requests, sampling, stop, label, self.merge_adapter)
+        generator = Generator(model, requests, sampling, stop, label, self.merge_adapter, reading_padding)
         results = trainer.predict(generator, batches)
         return [results[i] for i in range(len(requests))]
 
