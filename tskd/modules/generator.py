@@ -30,7 +30,8 @@ from tskd.modules.engine import Sampling as Sampling
 from tskd.modules.trainer import LightningTrainer, Resident
 
 # What a padded place of the cache costs a pass that writes, in readings of its keys and values: with 135M and 270M
-# parameters on one core, 13,000 and 5,700 places took as long as another pass, which reads all weights.
+# parameters on one core, 5,700 and 13,000 places took as long as another pass, which reads all weights. Of a tiny model
+# a pass costs more than that, and as many places as it costs tokens are always worth it.
 READINGS_OF_A_PLACE = 2
 
 
@@ -212,13 +213,16 @@ class OwnLoop:
         # Requests that read the same come into the same batch, where they read it together.
         order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
         weights = model.weights
-        reading_padding: int | None = trainer.pass_cost(weights)
-        if not weights.checkpoint.sharded and _can_be_joined(DynamicCache(config=weights.config.get_text_config())):
-            max_padding = weights.size.weights // (READINGS_OF_A_PLACE * weights.size.cache)
+        pass_cost = trainer.pass_cost(weights)
+        cache = DynamicCache(config=weights.config.get_text_config())
+        apart = _can_be_joined(cache) and not weights.checkpoint.sharded
+        if apart:
+            max_padding = max(pass_cost, weights.size.weights // (READINGS_OF_A_PLACE * weights.size.cache))
         else:  # A batch more costs a pass for each of its tokens; many texts end before the last.
-            max_padding, reading_padding = trainer.pass_cost(weights) * (1 + sampling.max_new_tokens // 2), None
+            max_padding = pass_cost * (1 + sampling.max_new_tokens // 2)
         batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
         batches = [[order[i] for i in batch] for batch in batches]
+        reading_padding = pass_cost if apart else None
         generator = Generator(model, requests, sampling, stop, label, self.merge_adapter, reading_padding)
         results = trainer.predict(generator, batches)
         return [results[i] for i in range(len(requests))]
