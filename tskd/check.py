@@ -23,13 +23,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from peft import get_peft_model
-from rich.text import Text
 from transformers import AutoModelForCausalLM
 
 from tskd import config, trust
 from tskd.checkpoints import adapter_folder, is_here, one_line
 from tskd.compose import Run, build, make_task
-from tskd.console import console, shown_bytes
+from tskd.console import bold, console, shown_bytes
 from tskd.errors import ModelError, TskdError
 from tskd.models import machine
 from tskd.plan import LIGHTER, leaving_nothing, plan, unplannable
@@ -220,12 +219,11 @@ def _of_disk(places: Mapping[str, Path], needed: int, found: Findings) -> None:
 
 def show(found: Findings) -> None:
     count = len(found.problems)
-    console.print(
-        f"[bold]Check[/bold]  {'nothing wrong' if not count else '1 problem' if count == 1 else f'{count} problems'}"
-    )
+    said = "nothing wrong" if not count else "1 problem" if count == 1 else f"{count} problems"
+    console.print(bold("Check"), f" {said}")
     for kind, lines in (("problem", found.problems), ("note", found.notes)):
         for line in lines:
-            console.print(Text(f"  {kind:<10} {line}"))
+            console.print(f"  {kind:<10} {line}")
 
 
 @hydra.main(version_base="1.3", config_path=config.folder(), config_name="check")

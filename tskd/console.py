@@ -7,6 +7,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tskd.evaluate import Accuracy
 from tskd.faults import FAULTS
@@ -21,11 +22,12 @@ JOB_COLUMNS = {
     "general": ("eval/general_accuracy", ".3f"),
     "points": ("eval/points_gained", "+.1f"),
 }
-console = Console(highlight=False, soft_wrap=True)
+# Names, paths and errors are shown as they are: `experiment=[a,b]` is no mark-up, and `:x:` no picture.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def header(settings: Mapping[str, str]) -> None:
-    console.print("[bold]TuneShift-KD[/bold]")
+    console.print(bold("TuneShift-KD"))
     for name, value in settings.items():
         console.print(f"  {name:<10} {value}")
 
@@ -52,15 +54,16 @@ def iteration(index: int, row: Row) -> None:
     parts.append(f"{row['cost/seconds']:.0f} s")
     if row.get("cost/reused_seconds", 0) >= 1:
         parts.append(f"{row['cost/reused_seconds']:.0f} s saved by the store")
-    console.print(f"[bold]iteration {index}[/bold]  " + " · ".join(parts))
+    console.print(bold(f"iteration {index}"), " " + " · ".join(parts))
 
 
 def teacher(card: Mapping[str, Any], folder: Path) -> None:
     """What a teacher can do that its base cannot."""
     console.print(
-        f"[bold]teacher[/bold]  {card['num_examples']} examples of {card['task']} · base {card['base_accuracy']:.3f} "
+        bold("teacher"),
+        f" {card['num_examples']} examples of {card['task']} · base {card['base_accuracy']:.3f} "
         f"± {card['base_standard_error']:.3f} · teacher {card['teacher_accuracy']:.3f} "
-        f"± {card['teacher_standard_error']:.3f} (held-out, n = {card['num_held_out']}) · {folder}"
+        f"± {card['teacher_standard_error']:.3f} (held-out, n = {card['num_held_out']}) · {folder}",
     )
 
 
@@ -103,8 +106,12 @@ def sweep(jobs: Sequence[tuple[str, Row, Row]], folder: Path) -> None:
     console.print(table)
     for name, status, _ in jobs:
         if status["status"] != "completed":
-            console.print(f"[bold]{name}[/bold]: {status.get('error', 'did not finish')}")
+            console.print(bold(name) + f": {status.get('error', 'did not finish')}")
     console.print(f"all jobs: {folder}")
+
+
+def bold(words: str) -> Text:
+    return Text.assemble((words, "bold"))
 
 
 def number(value: float | None, form: str) -> str:

@@ -147,7 +147,7 @@ def evaluate(folder: Path, allow_code_execution: bool = False, allow: Sequence[s
     samples = {voice: _samples(file, problems) for voice, file in files.items()}
     ungraded = [file for file in files.values() if not results_file(file).is_file()]
     if ungraded and not allow_code_execution:
-        console.print(_how_to_grade(folder, ungraded), markup=False)
+        console.print(_how_to_grade(folder, ungraded))
         return None
     for file in ungraded:
         console.print(f"EvalPlus grades {file}")

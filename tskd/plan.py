@@ -22,7 +22,7 @@ from rich.table import Table
 from tskd import config
 from tskd.checkpoints import Size, adapter_folder, is_here
 from tskd.compose import Run, build
-from tskd.console import console, number, shown_bytes
+from tskd.console import bold, console, number, shown_bytes
 from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError, NothingToLearn, TskdError
 from tskd.models import LanguageModel, Weights, machine
@@ -361,7 +361,7 @@ def _is_unwritten(text: Text) -> bool:
 def show(plan: Plan) -> None:
     """The models, a table of the work, and what it comes to."""
     run = plan.run
-    console.print("[bold]Plan[/bold]  ≤: at most, where texts are not written yet; memory and times are estimates")
+    console.print(bold("Plan"), " ≤: at most, where texts are not written yet; memory and times are estimates")
     for role, model in run.models.items():
         checkpoint, size = model.weights.checkpoint, plan.sizes.get(model.weights)
         kind = checkpoint.dtype if checkpoint.quantization == "none" else checkpoint.quantization
@@ -399,7 +399,7 @@ def show(plan: Plan) -> None:
     for line in run.advice() if plan.has_all else []:
         console.print(f"  advice     {line}")
     if plan.end is not None:
-        console.print(f"  [bold]will fail[/bold]  {plan.end}")
+        console.print(" ", bold("will fail"), f" {plan.end}")
 
 
 def _seconds(seconds: float) -> str:

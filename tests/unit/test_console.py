@@ -24,3 +24,15 @@ def test_a_long_name_has_the_room_that_absent_columns_leave(capsys, monkeypatch)
     shown = printed(capsys, (name, "completed", {"train/examples": 92, "eval/accuracy": 0.75}))
     assert name[:40] in shown
     assert name in "".join(line.strip().split("  ")[0] for line in shown.splitlines())
+
+
+def test_names_and_errors_in_brackets_are_shown_as_they_are(capsys, monkeypatch):
+    monkeypatch.setattr(console.console, "_width", 120)
+    name = "experiment=[smollm2,arms/random],x=:smile:[/bold]"
+    console.sweep([(name, {"status": "failed", "error": "[red] is no rule"}, {})], Path("[a]"))
+    console.header({"select": "[bold] of :x:"})
+    shown = capsys.readouterr().out
+    assert f"{name}  failed" in shown
+    assert f"{name}: [red] is no rule\n" in shown
+    assert "all jobs: [a]\n" in shown
+    assert "select     [bold] of :x:\n" in shown

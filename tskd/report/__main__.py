@@ -44,7 +44,7 @@ def _report(arguments: Sequence[str]) -> None:
     )
     given = parser.parse_args(arguments)
     if given.watch:
-        watch.watch(given.folders, Console(highlight=False))
+        watch.watch(given.folders, Console(highlight=False, markup=False, emoji=False))
         return
     check_installed()
     from tskd.report.write import write
