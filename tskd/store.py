@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+from tskd import stopping
 from tskd.errors import RunFolderError
 from tskd.identity import digest, of_adapter
 from tskd.models import LanguageModel
@@ -192,7 +193,10 @@ class Store:
                 claim.acquire(timeout=0)
             except Timeout:
                 log.info("Another job computes the same %s; this one waits for it.", key.partition("-")[0])
-                claim.acquire()
+                while not claim.is_locked:
+                    stopping.check()
+                    with suppress(Timeout):
+                        claim.acquire(timeout=1)
         except (OSError, NotImplementedError):  # read-only, or a file system without locks
             yield
             return

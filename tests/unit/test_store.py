@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import stat
 import sys
 import threading
@@ -12,6 +13,7 @@ from functools import partial
 import pytest
 
 from tests import tiny
+from tskd import stopping
 from tskd.identity import digest, identity
 from tskd.models import LanguageModel
 from tskd.modules.continuous_batching import ContinuousBatching
@@ -254,6 +256,25 @@ def test_of_two_jobs_that_want_the_same_one_computes_it_and_the_other_waits(jobs
         thread.join(20)
     assert results["one"] == results["other"] == [Graded("q", "yes", True)]
     assert calls == ["model"]
+
+
+def test_a_job_that_waits_for_another_can_be_stopped(jobs, monkeypatch):
+    store, _, _ = jobs
+    started, may_end = threading.Event(), threading.Event()
+
+    def evaluator(_):
+        started.set()
+        assert may_end.wait(20)
+        return [Graded("q", "yes", True)]
+
+    one = threading.Thread(target=lambda: Store(store).graded(evaluator, "model"))
+    one.start()
+    assert started.wait(20)
+    monkeypatch.setattr(stopping, "_asked", signal.SIGTERM)
+    with pytest.raises(stopping.Interrupted, match="SIGTERM"):
+        Store(store).graded(evaluator, "model")
+    may_end.set()
+    one.join(20)
 
 
 def test_within_its_limit_a_store_keeps_what_was_used_last(jobs):
