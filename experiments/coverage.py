@@ -15,9 +15,9 @@ from statistics import fmean, stdev
 
 import yaml
 
-from tskd.artifacts import RunFolder
-from tskd.coverage import coverage
 from tskd.records import Iteration
+from tskd.stages.coverage import coverage
+from tskd.storage.run_folder import RunFolder
 from tskd.tasks.atlas import Atlas
 
 RESULTS = Path(__file__).parent / "results" / "atlas_coverage.json"

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tskd.records import Prompt, Response, Scored
-from tskd.stages.select import (
+from tskd.stages.select.thresholds import (
     InversePplDifference,
     Kl,
     LogPplDifference,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tskd import config
-from tskd.metrics import METRICS
+from tskd.config import hydra_plugins
+from tskd.metrics.iteration import METRICS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -19,9 +19,9 @@ RUNS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "tskd.r
 
 @pytest.mark.parametrize("arguments", [run for run in RUNS if not run[0].startswith("resume=")], ids=" ".join)
 def test_every_run_in_the_readme_composes(arguments):
-    config.register()
+    hydra_plugins.register()
     single = [argument.split(",")[0] for argument in arguments if argument != "-m"]
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         composed = compose("config", overrides=single)
     assert composed.iterations >= 1
 

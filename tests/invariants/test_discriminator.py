@@ -7,14 +7,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
-from tskd.discriminator import TrainedJudge
 from tskd.errors import ConfigError, ModelError
-from tskd.identity import identity
-from tskd.models import LanguageModel
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings
 from tskd.modules.scorer import JUDGED, Judge, score
 from tskd.records import Expansion, Message, Prompt, Response
+from tskd.stages.discriminator import TrainedJudge
 from tskd.stages.score import Score
+from tskd.storage.fingerprint import identity
 
 PRIVATE = tuple(Prompt(f"What is the code of {place}?") for place in ("Brock", "Dean", "Stow"))
 SYNTHETIC = tuple(Prompt(f"Who rules {place}?", parents=("x",)) for place in ("Rye", "Looe"))

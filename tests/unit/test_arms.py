@@ -10,18 +10,20 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tests import tiny
-from tskd import config, run
+from tskd import experiment
+from tskd.config import hydra_plugins, saved
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel, different_shapes
+from tskd.models.probes import different_shapes
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings
 from tskd.records import Prompt, Question, Response, Scored
 from tskd.stages.answer import Gold
 from tskd.stages.expand import Private
 from tskd.stages.train import TrainLora
+from tskd.stages.writers import LocalWriter
 from tskd.tasks.atlas import Atlas
-from tskd.writers import LocalWriter
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 ARMS = sorted(file.stem for file in (CONF / "experiment" / "arms").glob("*.yaml"))
 OF_REAL_PROMPTS = {"refresh", "original_data"}
 SYNTHETIC = [arm for arm in ARMS if arm not in OF_REAL_PROMPTS]
@@ -47,9 +49,9 @@ class SmallAtlas(Atlas):
 
 @cache
 def composed(arm, *overrides):
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return run.resolved(compose("config", [f"experiment=arms/{arm}", *overrides]))
+        return saved.resolved(compose("config", [f"experiment=arms/{arm}", *overrides]))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def ran(tmp_path_factory):
             patch.setattr(TrainLora, "learn", counting_learn)
             same_shape = ["target=atlas_llama"] if arm == "diff_vector" else []
             cfg = composed(arm, *SMALL, *same_shape, f"store={place / 'store'}")
-            run.job(cfg, place / arm, "arms", "run")
+            experiment.job(cfg, place / arm, "arms", "run")
         return place / arm, len(wrote), epochs
 
     return ran
@@ -116,9 +118,9 @@ def test_an_arm_sets_nothing_but_what_is_under_test(arm):
 
 
 def test_an_arm_can_be_put_on_the_pair_of_another_experiment():
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = run.resolved(compose("config", ["experiment=[smollm2_to_gemma3_bbh,arms/titok]"]))
+        cfg = saved.resolved(compose("config", ["experiment=[smollm2_to_gemma3_bbh,arms/titok]"]))
     assert ("smollm2_135m", "gemma3_270m") == tuple(cfg[model]["checkpoint"]["name"] for model in ("base", "target"))
     assert composed("titok")["selection"] == cfg["selection"]
 
@@ -185,7 +187,7 @@ def test_a_diff_vector_that_cannot_be_added_is_refused_before_anything_is_loaded
     tmp_path, overrides, said, monkeypatch
 ):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
-    made = run.build(composed("diff_vector", *SMALL, *overrides), tmp_path)
+    made = experiment.build(composed("diff_vector", *SMALL, *overrides), tmp_path)
     with pytest.raises(ConfigError, match=said) as error:
         made.check_models()
     assert "\n" not in str(error.value)
@@ -205,7 +207,7 @@ def test_an_arm_that_needs_the_private_data_is_refused_where_a_task_has_none(tmp
     (tmp_path / "seeds.txt").write_text("a?\nb?\n")
     files = ["task=files", f"task.seeds={tmp_path / 'seeds.txt'}"]
     with pytest.raises(ConfigError, match="the teacher's private data, and Files has none; name its file") as error:
-        run.build(composed(arm, *files), tmp_path)
+        experiment.build(composed(arm, *files), tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -214,7 +216,7 @@ def test_an_arm_that_needs_the_private_data_takes_a_users_own(tmp_path, arm):
     (tmp_path / "seeds.txt").write_text("a?\nb?\n")
     (tmp_path / "own.jsonl").write_text('{"prompt": "c?", "answer": "1"}\n{"prompt": "d?", "answer": "2"}\n')
     files = [f"task.seeds={tmp_path / 'seeds.txt'}", f"task.private={tmp_path / 'own.jsonl'}"]
-    stages = run.build(composed(arm, "task=files", *files), tmp_path).stages
+    stages = experiment.build(composed(arm, "task=files", *files), tmp_path).stages
     if arm == "discriminator":
         assert ([Prompt("c?"), Prompt("d?")], "own") == (stages.score.judge.private, stages.score.judge.dataset)
         return
@@ -231,13 +233,13 @@ def test_answers_are_taken_only_from_examples_that_have_some():
 
 def test_a_discriminator_needs_an_expansion_that_writes(tmp_path):
     with pytest.raises(ConfigError, match="learns from synthetic prompts too, and Private writes none"):
-        run.build(composed("discriminator", "expansion=private"), tmp_path)
+        experiment.build(composed("discriminator", "expansion=private"), tmp_path)
 
 
 @pytest.mark.parametrize("wrong", ["0", "many", "1.5"])
 def test_what_is_no_size_of_an_epoch_is_refused(tmp_path, wrong):
     with pytest.raises(ConfigError, match="`training.fill_epoch_to` is"):
-        run.build(composed("all", f"training.fill_epoch_to={wrong}"), tmp_path)
+        experiment.build(composed("all", f"training.fill_epoch_to={wrong}"), tmp_path)
 
 
 PRIVATE = [Question(Prompt(f"question {i}"), f"answer {i}") for i in range(9)]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tskd import config
+from tskd.config import schema
 from tskd.errors import ConfigError, TaskError
 from tskd.tasks.atlas import Atlas
 
@@ -31,4 +31,4 @@ def test_more_seeds_than_leave_a_question_are_refused_in_one_line():
     with pytest.raises(TaskError, match="`task.num_seeds` is 120, and the embedded world has 120 private questions"):
         Atlas(120).seed_prompts()
     with pytest.raises(ConfigError, match="`task.num_seeds` is 0"):
-        config.make(Atlas, {"num_seeds": 0}, "task")
+        schema.make(Atlas, {"num_seeds": 0}, "task")

@@ -7,10 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests import fabricated
-from tskd import artifacts, audit
-from tskd.audit import GRAMS, repeats, words
+from tskd import audit
 from tskd.errors import ConfigError, RunFolderError, TaskError
 from tskd.records import Prompt, Response
+from tskd.results import train_overlap
+from tskd.results.train_overlap import GRAMS, repeats, words
+from tskd.storage import atomic_files
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
@@ -88,12 +90,12 @@ def test_a_hundred_thousand_texts_are_read_at_once():
 def folder(tmp_path):
     (tmp_path / "seeds.jsonl").write_text(json.dumps({"prompt": LONG}) + "\n" + json.dumps({"prompt": "Other?"}) + "\n")
     task = {"_target_": "tskd.tasks.files.Files", "seeds": str(tmp_path / "seeds.jsonl"), "held_out": None}
-    artifacts.write_text(
+    atomic_files.write_text(
         tmp_path / "run" / "config.yaml", OmegaConf.to_yaml({"task": task | {"prompt_tokens": 9, "response_tokens": 9}})
     )
     prompts = [Prompt(f"Again {LONG}", parents=("x",)), Prompt("New?", parents=("x",))]
-    artifacts.write_lines(tmp_path / "run" / "iteration_0" / "prompts.jsonl", prompts)
-    artifacts.write_lines(
+    atomic_files.write_lines(tmp_path / "run" / "iteration_0" / "prompts.jsonl", prompts)
+    atomic_files.write_lines(
         tmp_path / "run" / "iteration_0" / "responses.jsonl",
         [Response(prompts[1], "The vault is under the old oak tree.")],
     )
@@ -128,7 +130,7 @@ def test_of_a_benchmark_the_private_split_is_what_must_not_come_out(tmp_path, fo
     settings = OmegaConf.load(folder / "config.yaml")
     settings.task = {"_target_": "tskd.tasks.gsm8k.Gsm8k", "root": root, "num_seeds": 2, "num_private": 4}
     OmegaConf.save(settings, folder / "config.yaml")
-    assert {"seeds", "private text"} == set(audit.audit(folder)["prompts"])
+    assert {"seeds", "private text"} == set(train_overlap.audit(folder)["prompts"])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,6 @@ def test_of_a_benchmark_the_private_split_is_what_must_not_come_out(tmp_path, fo
 )
 def test_what_cannot_be_audited_is_said(tmp_path, change, error, said):
     if change:
-        artifacts.write_text(tmp_path / "config.yaml", OmegaConf.to_yaml({"task": change}))
+        atomic_files.write_text(tmp_path / "config.yaml", OmegaConf.to_yaml({"task": change}))
     with pytest.raises(error, match=said):
-        audit.audit(tmp_path)
+        train_overlap.audit(tmp_path)

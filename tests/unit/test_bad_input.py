@@ -9,12 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from tskd import artifacts, config, export, jobs, trust
-from tskd.audit import audit
-from tskd.compose import build
+from tskd.config import hydra_plugins, trust
+from tskd.config.build import build
 from tskd.errors import TskdError
 from tskd.records import Adapter, Expansion, Graded, Message, Prompt, Response, Scored
 from tskd.report.runs import runs_in
+from tskd.results import finished_run
+from tskd.results.train_overlap import audit
+from tskd.storage import atomic_files, status
 from tskd.tasks.files import Files
 
 SETTINGS = settings(
@@ -32,8 +34,8 @@ def nothing_is_loaded(monkeypatch):
 
 
 def composed(*overrides):
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         return OmegaConf.to_container(compose("config", [*overrides, "store=off"]), resolve=True)
 
 
@@ -121,7 +123,7 @@ OVERRIDES = {
     "allow='*'": "`allow` has '*'",
     "selection._target_=os.system": "`selection._target_` names os.system, whose code would run",
     "selection._target_=tskd.nowhere.X": "which names no class",
-    "selection._target_=tskd.run.log": "which is no dataclass",
+    "selection._target_=tskd.experiment.log": "which is no dataclass",
     "selection.threshold=0.1": "set `threshold` alone",
     "+selection.recall=2": "`selection.recall` is 2",
     "+selection.by=1": "`selection.by` is unknown",
@@ -332,7 +334,7 @@ def test_any_json_is_a_record_or_refused_by_its_line(tmp_path, kind, value):
     values = [value, *({**good, key: value} for key in good)]
     for each in values:
         (tmp_path / "f.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(each)}\n")
-        line = said(lambda: artifacts.read_lines(kind, tmp_path / "f.jsonl"))
+        line = said(lambda: atomic_files.read_lines(kind, tmp_path / "f.jsonl"))
         assert line is None or f"f.jsonl, line 2 is no {kind.__name__}" in line
 
 
@@ -340,8 +342,8 @@ def test_any_json_is_a_record_or_refused_by_its_line(tmp_path, kind, value):
 @pytest.mark.parametrize("content", [b"{", b"[" * 10**5, b"\xff\xfe", b"null\n", b'{"a": 1' + b"0" * 5000 + b"}"])
 def test_a_damaged_file_is_refused_by_name(tmp_path, kind, content):
     (tmp_path / "f.jsonl").write_bytes(content)
-    assert "f.jsonl" in said(lambda: artifacts.read_lines(kind, tmp_path / "f.jsonl"))
-    assert "f.jsonl" in said(lambda: artifacts.read_json(kind, tmp_path / "f.jsonl"))
+    assert "f.jsonl" in said(lambda: atomic_files.read_lines(kind, tmp_path / "f.jsonl"))
+    assert "f.jsonl" in said(lambda: atomic_files.read_json(kind, tmp_path / "f.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, kind, content):
 def test_a_damaged_configuration_of_a_run_is_one_line_for_all_who_read_it(tmp_path, content):
     (tmp_path / "config.yaml").write_bytes(content)
     for read in (
-        lambda: export.FinishedRun.read(tmp_path),
+        lambda: finished_run.FinishedRun.read(tmp_path),
         lambda: audit(tmp_path),
         lambda: [*runs_in(tmp_path)],
     ):
@@ -362,7 +364,7 @@ def test_a_damaged_configuration_of_a_run_is_one_line_for_all_who_read_it(tmp_pa
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 10**5])
 def test_a_damaged_status_is_none(tmp_path, content):
     (tmp_path / "status.json").write_bytes(content)
-    assert not jobs.completed(tmp_path)
+    assert not status.completed(tmp_path)
 
 
 @settings(SETTINGS, max_examples=30)

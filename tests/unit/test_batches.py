@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tskd.modules.batches import TokenSequence, by_length, pad_left, pad_right, shuffled
+from tskd.models.encoding import TokenSequence
+from tskd.modules.batches import by_length, pad_left, pad_right, shuffled
 
 LENGTHS = [3, 50, 7, 7, 20, 1, 9, 7]
 

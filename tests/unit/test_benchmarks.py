@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests import fabricated
 from tests.benchmarks import KINDS, REAL, SMALL, code_allowed, needs_real_data
-from tskd import config, sandbox
+from tskd.config import hydra_plugins, schema
 from tskd.errors import ConfigError, TaskError
 from tskd.records import Prompt, Question
 from tskd.tasks import Benchmark, bbh, mmlu
@@ -23,6 +23,7 @@ from tskd.tasks.files import Files
 from tskd.tasks.gsm8k import Gsm8k
 from tskd.tasks.mbpp import Mbpp, code_in
 from tskd.tasks.mmlu import Mmlu
+from tskd.tasks.sandbox import isolated_tests
 
 
 def prints(questions):
@@ -264,8 +265,8 @@ def test_mbpp_runs_nothing_unless_it_may():
 
 def test_mbpp_asks_for_a_sandbox_unless_that_is_declined(monkeypatch, made_up):
     asked, ran = [], []
-    monkeypatch.setattr(sandbox, "check_available", lambda: asked.append(True))
-    monkeypatch.setattr(sandbox, "run_tests", lambda *a, **k: ran.append((a, k)) or SimpleNamespace(passed=True))
+    monkeypatch.setattr(isolated_tests, "check_available", lambda: asked.append(True))
+    monkeypatch.setattr(isolated_tests, "run_tests", lambda *a, **k: ran.append((a, k)) or SimpleNamespace(passed=True))
     task = Mbpp(made_up, allow_code_execution=True)
     assert code_allowed(made_up)
     assert [True] == asked
@@ -419,15 +420,15 @@ def test_without_a_network_the_error_is_one_line(kind, monkeypatch):
 
 
 def test_the_configuration_makes_the_task(kind, made_up):
-    node = OmegaConf.to_container(OmegaConf.load(Path(config.folder()) / "task" / f"{kind}.yaml"), resolve=False)
+    node = OmegaConf.to_container(OmegaConf.load(Path(hydra_plugins.folder()) / "task" / f"{kind}.yaml"), resolve=False)
     assert {"prompt_tokens", "response_tokens", "epochs", "batch_size"} <= node.keys()
     settings = {key: value for key, value in node.items() if key in {f.name for f in dataclasses.fields(of(kind))}}
     settings |= {"root": made_up, **{key: list(value) for key, value in SMALL[kind].items()}}
     if kind == "mbpp":
         settings |= {"allow_code_execution": True, "unsandboxed": True}
-    assert KINDS[kind](made_up, **SMALL[kind]) == config.make(of(kind), settings, "task")
+    assert KINDS[kind](made_up, **SMALL[kind]) == schema.make(of(kind), settings, "task")
     with pytest.raises(ConfigError, match="`task.num_seeds` is 0"):
-        config.make(of(kind), {**settings, "num_seeds": 0}, "task")
+        schema.make(of(kind), {**settings, "num_seeds": 0}, "task")
 
 
 def of(kind):

@@ -12,12 +12,12 @@ import yaml
 
 from tests import fabricated, tiny
 from tests.benchmarks import KINDS, ROOT, SMALL, YAMLS, code_allowed
-from tskd import sandbox
 from tskd.errors import ConfigError, SandboxError
 from tskd.tasks import bbh, gsm8k
 from tskd.tasks.bbh import Bbh
 from tskd.tasks.mbpp import Mbpp
 from tskd.tasks.mmlu import Mmlu
+from tskd.tasks.sandbox import isolated_tests
 
 RESPONSES = {
     "bbh": ["{answer}", "\n{answer}.\nFor it is so.", "no such thing", "", "x\n{answer}", "{lower}"],
@@ -159,7 +159,7 @@ def test_few_shot_examples_are_the_first_private_ones(kind, subset, made_up, lm_
 
 @pytest.mark.parametrize("metadata", [{"subset": "snarks", "limit": "2"}, {"subset": ["snarks"], "limit": 2}])
 def test_metadata_may_come_from_the_command_line(metadata, made_up):
-    from tskd.tasks.harness import documents
+    from tskd.tasks.lm_eval_tasks import documents
 
     made = documents.bbh(root=made_up, version=1.0, pretrained="x", **metadata)
     expected = Bbh(made_up, subset="snarks", limit=2)
@@ -176,7 +176,7 @@ def test_metadata_may_come_from_the_command_line(metadata, made_up):
     ],
 )
 def test_wrong_metadata_is_refused(metadata, said, made_up):
-    from tskd.tasks.harness import documents
+    from tskd.tasks.lm_eval_tasks import documents
 
     with pytest.raises(ConfigError, match=said) as error:
         documents.bbh(root=made_up, **metadata)
@@ -242,7 +242,7 @@ def test_the_harness_runs_no_code_that_it_was_not_allowed_to(made_up, lm_eval):
 
 def test_the_sandbox_passes_the_published_code_and_fails_other(root):
     try:
-        sandbox.check_available()
+        isolated_tests.check_available()
     except SandboxError as error:
         pytest.skip(str(error))
     task = Mbpp(root, allow_code_execution=True)

@@ -9,8 +9,10 @@ from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 
 from tests import tiny
-from tskd import check, config, jobs, models, run
-from tskd.check import findings
+from tskd import check
+from tskd.config import hydra_plugins, inspection, saved, schema
+from tskd.config.inspection import findings
+from tskd.models import weights
 
 SMALL = [
     "iterations=1",
@@ -24,9 +26,9 @@ SMALL = [
 
 
 def composed(*overrides):
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
-        return run.resolved(compose("config", [*SMALL, *overrides]))
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
+        return saved.resolved(compose("config", [*SMALL, *overrides]))
 
 
 def found(tmp_path, *overrides):
@@ -61,7 +63,7 @@ WRONG = {
 
 
 def test_everything_that_can_be_set_is_checked():
-    assert {each.name for each in fields(config.Schema)} == {name for step in check.STEPS for name in step}
+    assert {each.name for each in fields(schema.Schema)} == {name for step in inspection.STEPS for name in step}
 
 
 @pytest.mark.parametrize("right", ["iterations=auto", "training=diff_vector target=atlas_llama"])
@@ -88,7 +90,7 @@ def test_all_of_them_are_said_at_once(tmp_path):
 def test_a_type_that_this_cpu_has_no_instructions_for_is_noted_with_what_is_faster(tmp_path, monkeypatch):
     halves = ("base.checkpoint.dtype=bfloat16", "target.checkpoint.dtype=float16", "trainer.accelerator=cpu")
     for has_instructions, said in ((True, 0), (False, 1)):
-        monkeypatch.setattr(models, "_HALVES", dict.fromkeys(models._HALVES, lambda has=has_instructions: has))
+        monkeypatch.setattr(weights, "_HALVES", dict.fromkeys(weights._HALVES, lambda has=has_instructions: has))
         notes = [note for note in found(tmp_path, *halves).notes if "instructions" in note]
         assert said == len(notes)
         assert not [note for note in found(tmp_path).notes if "instructions" in note]  # all is float32 there
@@ -162,9 +164,9 @@ def test_what_the_hub_has_is_noted_and_where_it_cannot_be_had_a_problem(tmp_path
     away = ("target.checkpoint.path=owner/name", "target.checkpoint.gated=true")
     assert "HF_HUB_OFFLINE is set" in found(tmp_path, *away).problems[0]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(check, "get_token", lambda: None)
+    monkeypatch.setattr(inspection, "get_token", lambda: None)
     assert "which is gated, and there is no token" in found(tmp_path, *away).problems[0]
-    monkeypatch.setattr(check, "get_token", lambda: "token")
+    monkeypatch.setattr(inspection, "get_token", lambda: "token")
     fetched = found(tmp_path, *away)
     assert [] == fetched.problems
     assert "`target` needs owner/name, which is not on this machine; a run fetches it" in fetched.notes[0]
@@ -172,7 +174,7 @@ def test_what_the_hub_has_is_noted_and_where_it_cannot_be_had_a_problem(tmp_path
 
 
 def test_memory_and_disk_that_do_not_suffice_are_problems(tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "machine", lambda _: ("this machine", 10**6))
+    monkeypatch.setattr(inspection, "machine", lambda _: ("this machine", 10**6))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10**5}))
     memory, disk, _ = found(tmp_path).problems
     assert "of memory, and this machine has 1.0 MB; lower `trainer.max_batch_tokens`" in memory
@@ -186,7 +188,7 @@ def test_a_place_that_cannot_be_written_to_is_a_problem(tmp_path):
 
 
 def test_tracking_says_where_it_would_not_do_what_was_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("tskd.tracking._has_key", lambda *_: False)
+    monkeypatch.setattr("tskd.tracking.wandb._has_key", lambda *_: False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     (problem,) = found(tmp_path, "tracking.mode=online").problems
     assert "`tracking.mode` is online, and no key was found for" in problem
@@ -212,7 +214,7 @@ def test_a_device_that_is_not_there_is_a_problem(tmp_path):
 def command(monkeypatch, tmp_path, capsys):
     def command(*arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(jobs, "started", [])
+        monkeypatch.setattr(hydra_plugins, "started", [])
         monkeypatch.setattr(sys, "argv", ["check", *arguments, *SMALL])
         try:
             check.main()

@@ -10,21 +10,21 @@ from omegaconf import OmegaConf
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from tests import scripted, tiny
-from tskd import config
-from tskd.checkpoints import ZOO, Checkpoint
+from tskd.config import hydra_plugins, schema
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_response
+from tskd.models.checkpoint import ZOO, Checkpoint
+from tskd.models.encoding import encode_response
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.scorer import score
 from tskd.records import Prompt, Response
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 NAMES = sorted(file.stem for file in (CONF / "model").glob("[a-z]*.yaml"))
 
 
 def checkpoint(name):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return config.make(Checkpoint, OmegaConf.to_container(compose(f"model/{name}").model), "model")
+        return schema.make(Checkpoint, OmegaConf.to_container(compose(f"model/{name}").model), "model")
 
 
 CHECKPOINTS = [checkpoint(name) for name in NAMES]

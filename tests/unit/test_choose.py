@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tskd.errors import ConfigError
-from tskd.modules.generator import Sampling, choose
+from tskd.models.generation import Sampling
+from tskd.modules.generator import choose
 
 PROBABILITIES = torch.tensor([0.05, 0.5, 0.15, 0.3])
 LARGEST_BELOW_ONE = math.nextafter(1, 0)

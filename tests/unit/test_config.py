@@ -8,14 +8,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests import tiny
-from tskd import config, run
-from tskd.coverage import Covered
+from tskd import experiment
+from tskd.config import hydra_plugins
+from tskd.engines.continuous_batching import ContinuousBatching
+from tskd.engines.own import OwnLoop
 from tskd.errors import ConfigError, ModelError, TskdError
-from tskd.modules.continuous_batching import ContinuousBatching
-from tskd.modules.generator import OwnLoop
+from tskd.stages.coverage import Covered
+from tskd.storage import atomic_files
 from tskd.tuneshift import never
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 OPTIONS = [
     f"{group}={file.stem}"
     for group in (
@@ -37,13 +39,13 @@ EXPERIMENTS = [f"experiment={file.stem}" for file in sorted((CONF / "experiment"
 
 
 def composed(*overrides):
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
 
 def built(tmp_path, *overrides):
-    return run.build(composed(*overrides), tmp_path)
+    return experiment.build(composed(*overrides), tmp_path)
 
 
 @pytest.mark.parametrize("option", [*OPTIONS, *EXPERIMENTS])
@@ -60,7 +62,7 @@ def test_iterations_are_counted_or_left_to_the_stop_rule(tmp_path):
 
 
 def test_the_slurm_launcher_gives_each_job_one_gpu():
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         launcher = compose("config", overrides=["hydra/launcher=slurm"], return_hydra_config=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
@@ -99,7 +101,7 @@ def test_the_threshold_is_the_roots():
         (["+expansion.wrong=1"], "`expansion.wrong` is unknown; there are"),
         (["expansion.writer=nobody"], "`expansion.writer` is 'nobody'"),
         (["training.lora.learning_rate=-1"], "`training.lora.learning_rate` is -1"),
-        (["selection._target_=tskd.stages.select.Nope"], "names no class"),
+        (["selection._target_=tskd.stages.select.thresholds.Nope"], "names no class"),
         (["trainer.precision=bf16-true"], "`trainer.precision` is 'bf16-true': Input should be '32-true'"),
         (
             ["trainer.sharded=true", "engine=continuous_batching"],
@@ -139,7 +141,7 @@ def test_every_stage_generates_with_the_engine_that_is_set(tmp_path):
     users = (made, made.stages.expand.writer, made.stages.answer, made.stages.train, made.evaluator)
     assert {ContinuousBatching()} == {user.trainer.engine for user in users}
     without = {key: value for key, value in composed().items() if key != "engine"}  # a run of before it could be set
-    assert run.build(without, tmp_path).trainer.engine is None
+    assert experiment.build(without, tmp_path).trainer.engine is None
 
 
 @pytest.mark.parametrize(
@@ -239,10 +241,10 @@ def test_an_adapter_for_fewer_layers_is_refused(tmp_path):
 
 
 def test_folder_names_are_short_safe_and_distinct():
-    assert config.short_name("target=llama3,threshold=0.5") == "target=llama3,threshold=0.5"
-    first, second = (config.short_name(f"path=/a/{end}" + "x" * 200) for end in ("b", "c"))
+    assert atomic_files.short_name("target=llama3,threshold=0.5") == "target=llama3,threshold=0.5"
+    first, second = (atomic_files.short_name(f"path=/a/{end}" + "x" * 200) for end in ("b", "c"))
     assert first != second
     assert max(map(len, (first, second))) <= 100
     assert "/" not in first
-    assert config.short_name("a/b") != config.short_name("a_b")
-    assert config.short_name("", 3) == "3"
+    assert atomic_files.short_name("a/b") != atomic_files.short_name("a_b")
+    assert atomic_files.short_name("", 3) == "3"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tskd import console
+from tskd.tracking import console
 
 
 def printed(capsys, *jobs):

@@ -5,8 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from tskd.coverage import Covered, coverage
 from tskd.records import Expansion, Iteration, Prompt, Response, Scored, Selection
+from tskd.stages.coverage import Covered, coverage
 
 
 def iteration(drafts, before=(), seeds=(), is_kept=lambda text: True):

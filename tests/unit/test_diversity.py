@@ -10,7 +10,7 @@ from transformers import AutoModel, T5Config
 from tests.fabricated_runs import write_sweep
 from tests.tiny import save_model
 from tskd.errors import ModelError
-from tskd.metrics import distinct
+from tskd.metrics.iteration import distinct
 from tskd.report import diversity, findings, runs, tables
 from tskd.report.embeddings import BATCH, Embedder
 

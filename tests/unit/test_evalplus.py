@@ -14,17 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests import scripted, tiny
-from tskd import artifacts, evalplus
 from tskd.errors import ConfigError, ModelError, RunFolderError
-from tskd.evalplus import Problem, Problems, Sample
-from tskd.models import LanguageModel
-from tskd.modules.engine import before_any
+from tskd.models.generation import before_any
+from tskd.models.weights import LanguageModel
 from tskd.records import VOICES
+from tskd.results import code_benchmarks
+from tskd.results.code_benchmarks import Problem, Problems, Sample
+from tskd.storage import atomic_files
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "recorded" / "evalplus"
 ROWS = [json.loads(line) for line in (RECORDED / "problems.jsonl").read_text().splitlines()]
-SAMPLES = artifacts.read_lines(Sample, RECORDED / "samples.jsonl")
+SAMPLES = atomic_files.read_lines(Sample, RECORDED / "samples.jsonl")
 PROBLEMS = Problems([Problem(row["task_id"], row["prompt"], row["entry_point"]) for row in ROWS], SAMPLES[0].digest)
 ADD_ONE = '"""\nWrite a function to add one to a number.\nassert add_one(1) == 2\n"""\n'
 
@@ -46,7 +47,7 @@ def recorded(tmp_path):
 
 def test_a_base_model_reads_the_problem_alone(tmp_path):
     plain = model(tmp_path / "m", {})
-    ids = evalplus.request(plain, PROBLEMS.all[0]).ids
+    ids = code_benchmarks.request(plain, PROBLEMS.all[0]).ids
     assert "<s>" + ADD_ONE == plain.tokenizer.decode(ids)
 
 
@@ -58,7 +59,7 @@ def test_a_chat_model_reads_a_request_and_the_beginning_of_its_answer(tmp_path):
         "<assistant>Below is a Python script with a self-contained function that solves the problem and passes "
         "corresponding tests:\n```python\n"
     )
-    assert expected == chat.tokenizer.decode(evalplus.request(chat, PROBLEMS.all[0]).ids)
+    assert expected == chat.tokenizer.decode(code_benchmarks.request(chat, PROBLEMS.all[0]).ids)
 
 
 @pytest.mark.parametrize(
@@ -73,23 +74,23 @@ def test_a_chat_model_reads_a_request_and_the_beginning_of_its_answer(tmp_path):
 def test_a_base_models_solution_is_the_problem_and_what_it_wrote_to_the_last_space(
     tmp_path, trainer, follows, solution
 ):
-    assert [solution] == evalplus.solutions(model(tmp_path / "m", follows), PROBLEMS.all[:1], trainer)
+    assert [solution] == code_benchmarks.solutions(model(tmp_path / "m", follows), PROBLEMS.all[:1], trainer)
 
 
 def test_a_chat_models_solution_is_what_it_wrote(tmp_path, trainer):
     chat = model(tmp_path / "m", {"\n": "x", "x": "y", "y": "</s>"}, scripted.CHAT)
-    assert ["xy"] == evalplus.solutions(chat, PROBLEMS.all[:1], trainer)
+    assert ["xy"] == code_benchmarks.solutions(chat, PROBLEMS.all[:1], trainer)
 
 
 @pytest.mark.parametrize(
     ("stop", "written", "left"),
     [
-        (evalplus.STOPS_OF_COMPLETION, "\nassert f() == 1\ndef f():\n    return 1", ""),
-        (evalplus.STOPS_OF_COMPLETION, 'f = 1\nprint(f)\n"""More', "f = 1"),
-        (evalplus.STOPS_OF_COMPLETION, 'f = """text"""', 'f = """text"""'),
-        (evalplus.STOPS_OF_COMPLETION, "f = 1\n```\nmore", "f = 1\n```\nmore"),
-        (evalplus.STOPS_OF_BLOCK, "f = 1\nassert f\n```\nprint(", "f = 1\nassert f"),
-        (evalplus.STOPS_OF_BLOCK, "f = 1</s>\nif __name__", "f = 1"),
+        (code_benchmarks.STOPS_OF_COMPLETION, "\nassert f() == 1\ndef f():\n    return 1", ""),
+        (code_benchmarks.STOPS_OF_COMPLETION, 'f = 1\nprint(f)\n"""More', "f = 1"),
+        (code_benchmarks.STOPS_OF_COMPLETION, 'f = """text"""', 'f = """text"""'),
+        (code_benchmarks.STOPS_OF_COMPLETION, "f = 1\n```\nmore", "f = 1\n```\nmore"),
+        (code_benchmarks.STOPS_OF_BLOCK, "f = 1\nassert f\n```\nprint(", "f = 1\nassert f"),
+        (code_benchmarks.STOPS_OF_BLOCK, "f = 1</s>\nif __name__", "f = 1"),
     ],
 )
 def test_a_text_ends_before_the_first_of_the_texts_that_evalplus_stops_at(stop, written, left):
@@ -98,18 +99,18 @@ def test_a_text_ends_before_the_first_of_the_texts_that_evalplus_stops_at(stop, 
 
 def test_problems_that_do_not_fit_a_model_are_told_before_anything_is_written(tmp_path):
     with pytest.raises(ModelError, match="with 768 new tokens, needs 8.. tokens, and m has room for 512"):
-        evalplus.check_room(model(tmp_path / "m", {}, room=512), PROBLEMS.all)
+        code_benchmarks.check_room(model(tmp_path / "m", {}, room=512), PROBLEMS.all)
 
 
 def test_verdicts_on_every_sample_are_evalplus_own(recorded):
-    verdicts = evalplus.read_verdicts(recorded, SAMPLES)
+    verdicts = code_benchmarks.read_verdicts(recorded, SAMPLES)
     passed = {name.removeprefix("Mbpp/"): tuple(verdict.passed.values()) for name, verdict in verdicts.items()}
     neither, base_alone, both = (False, False), (True, False), (True, True)
     assert {"11": both, "12": neither, "14": base_alone, "16": neither, "602": both} == passed
 
 
 def test_the_numbers_are_of_the_test_splits_problems_and_beside_them_of_all(recorded):
-    verdicts = evalplus.read_verdicts(recorded, SAMPLES)
+    verdicts = code_benchmarks.read_verdicts(recorded, SAMPLES)
     voices = {"base": verdicts, "teacher": dict.fromkeys(verdicts, verdicts["Mbpp/14"])}
     assert {"held-out": 4, "all": 5} == {name: len(chosen) for name, chosen in PROBLEMS.sets.items()}
     assert {
@@ -121,30 +122,30 @@ def test_the_numbers_are_of_the_test_splits_problems_and_beside_them_of_all(reco
             "EvalPlus MBPP": {"base": 3 / 5, "teacher": 1.0},
             "EvalPlus MBPP+": {"base": 2 / 5, "teacher": 0.0},
         },
-    } == {name: evalplus.pass_at_1(chosen, voices) for name, chosen in PROBLEMS.sets.items()}
+    } == {name: code_benchmarks.pass_at_1(chosen, voices) for name, chosen in PROBLEMS.sets.items()}
     assert ["all"] == list(Problems(PROBLEMS.all[-1:], "").sets)
 
 
 def test_results_of_other_code_or_of_other_tests_are_not_taken(recorded):
     other = [replace(SAMPLES[0], solution="pass"), *SAMPLES[1:]]
     with pytest.raises(RunFolderError, match="is not of the code in"):
-        evalplus.read_verdicts(recorded, other)
+        code_benchmarks.read_verdicts(recorded, other)
     with pytest.raises(RunFolderError, match="is of other tests"):
-        evalplus.read_verdicts(recorded, [replace(sample, digest="0") for sample in SAMPLES])
+        code_benchmarks.read_verdicts(recorded, [replace(sample, digest="0") for sample in SAMPLES])
     with pytest.raises(RunFolderError, match="is not of the code in"):
-        evalplus.read_verdicts(recorded, [*SAMPLES, replace(SAMPLES[0], task_id="Mbpp/17")])
+        code_benchmarks.read_verdicts(recorded, [*SAMPLES, replace(SAMPLES[0], task_id="Mbpp/17")])
 
 
 def test_a_results_file_that_is_not_one_is_one_line(recorded):
-    evalplus.results_file(recorded).write_text("[]")
+    code_benchmarks.results_file(recorded).write_text("[]")
     with pytest.raises(RunFolderError, match="is no Verdicts"):
-        evalplus.read_verdicts(recorded, SAMPLES)
+        code_benchmarks.read_verdicts(recorded, SAMPLES)
 
 
 def test_without_evalplus_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "evalplus", None)
     with pytest.raises(ConfigError, match=r"pip install 'tskd\[evalplus\]'"):
-        evalplus.read_problems()
+        code_benchmarks.read_problems()
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
@@ -159,7 +160,7 @@ def test_the_graders_process_sees_no_keys(monkeypatch, recorded):
     monkeypatch.setenv("MBPP_OVERRIDE_PATH", "problems.jsonl")
     done = subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *_, env, **__: seen.update(env) or done)
-    evalplus.grade(recorded)
+    code_benchmarks.grade(recorded)
     assert "problems.jsonl" == seen["MBPP_OVERRIDE_PATH"]
     assert "secret" not in seen.values()
 

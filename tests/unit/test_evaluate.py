@@ -5,8 +5,9 @@ import math
 import pytest
 
 from tests import scripted, tiny
-from tskd.evaluate import Accuracy, ExactMatch, by_split, mean_accuracy, recovered_gain
-from tskd.models import LanguageModel
+from tskd.evaluation.answer_metrics import ExactMatch
+from tskd.metrics.accuracy import Accuracy, by_split, mean_accuracy, recovered_gain
+from tskd.models.weights import LanguageModel
 from tskd.records import Prompt, Question
 from tskd.tasks import same_answer
 from tskd.tasks.files import Files

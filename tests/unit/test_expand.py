@@ -8,15 +8,15 @@ import pytest
 
 from tests import scripted, tiny
 from tests.unit.test_config import built, composed
+from tskd.config.cost_estimate import Count, Plan
 from tskd.errors import ConfigError, ModelError
-from tskd.identity import identity
-from tskd.models import LanguageModel, weights_of
-from tskd.modules.engine import Generation, before_any
-from tskd.plan import Count, Plan
+from tskd.models.generation import Generation, before_any
+from tskd.models.templates import Chat, Plain
+from tskd.models.weights import LanguageModel, weights_of
 from tskd.records import Message, Prompt
 from tskd.stages.expand import Evolve, FewShot, NumberedList, Unprompted
-from tskd.templates import Chat, Plain
-from tskd.writers import LocalWriter
+from tskd.stages.writers import LocalWriter
+from tskd.storage.fingerprint import identity
 
 SYSTEM = (Message("system", "s"),)
 TURNS = (*SYSTEM, Message("user", "One?"), Message("assistant", "1"))

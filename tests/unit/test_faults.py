@@ -6,12 +6,14 @@ import pytest
 
 from tests import tiny
 from tskd.errors import EmptySelection, ModelError
-from tskd.faults import FAULTS, is_repetitive
-from tskd.metrics import iteration_metrics
-from tskd.models import LanguageModel
+from tskd.metrics.faults import FAULTS, is_repetitive
+from tskd.metrics.iteration import iteration_metrics
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings
 from tskd.records import Expansion, Iteration, Prompt, Response, Scored
-from tskd.stages.select import KeepAll, PplDifference, Select, Top
+from tskd.stages.select.stage import Select
+from tskd.stages.select.subsets import KeepAll, Top
+from tskd.stages.select.thresholds import PplDifference
 from tskd.stages.train import TrainLora
 
 

@@ -5,10 +5,11 @@ import torch
 
 from tests import scripted, tiny
 from tests.scripted import END
+from tskd.engines.own import generate
 from tskd.errors import ModelError
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix
-from tskd.modules.generator import Generation, Request, Sampling, generate
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Generation, Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.trainer import LightningTrainer
 
 CYCLE = dict(zip("abcd", "bcda", strict=True))

@@ -7,12 +7,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config
+from tskd.config import hydra_plugins
 from tskd.report import grid
 from tskd.tasks.bbh import TASKS
 from tskd.tasks.mmlu import SUBJECTS
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 NAMES = sorted(
     f"{paper}/{file.stem}" for paper in grid.papers() for file in (CONF / "experiment" / paper).glob("*.yaml")
 )
@@ -21,7 +21,7 @@ SWEEP = {"bbh": TASKS, "mmlu": SUBJECTS}
 
 @cache
 def composed(name, *overrides):
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", [f"experiment={name}", *overrides], return_hydra_config=True)
 

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from tskd import config, jobs
+from tskd.config import saved, sweeps
+from tskd.config.sweeps import to_go_on_with
 from tskd.errors import ConfigError, OutOfTime, RunFolderError
-from tskd.run import to_go_on_with, with_status
+from tskd.storage.status import with_status
 
 SETTINGS = {"threshold": 1.5, "lora": {"rank": 4, "rate": 1e-5}, "max_hours": None}
 
@@ -31,29 +32,28 @@ def run(tmp_path):
 
 
 def test_the_newest_unfinished_run_of_a_configuration_is_found(tmp_path, run):
-    assert jobs.newest_unfinished(tmp_path / "nowhere", SETTINGS) is None
+    assert sweeps.newest_unfinished(tmp_path / "nowhere", SETTINGS) is None
     run("oldest", "failed", age=3)
     killed = run("killed", None, {**SETTINGS, "max_hours": 5}, age=2)
     run("completed", "completed", age=1)
     run("other", "stopped", {**SETTINGS, "lora": {"rank": 8, "rate": 1e-5}})
     (run("damaged", None) / "config.yaml").write_text("{")
-    assert killed == jobs.newest_unfinished(tmp_path, SETTINGS)
+    assert killed == sweeps.newest_unfinished(tmp_path, SETTINGS)
 
 
 def test_a_run_that_another_process_is_busy_with_is_neither_found_nor_entered(tmp_path, run):
     folder = run("busy", "unfinished")
-    code = (
-        f"from tskd import jobs; from pathlib import Path\nwith jobs.alone(Path({str(folder)!r})):\n print(); input()"
-    )
+    code = f"from tskd.storage import status; from pathlib import Path\n"
+        f"with status.alone(Path({str(folder)!r})):\n print(); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert jobs.newest_unfinished(tmp_path, SETTINGS) is None
+        assert sweeps.newest_unfinished(tmp_path, SETTINGS) is None
         with pytest.raises(SystemExit):
             with_status(folder, lambda: pytest.fail("it was entered"))
         assert {"status": "unfinished"} == json.loads((folder / "status.json").read_text())
         process.kill()
         process.communicate()
-    assert folder == jobs.newest_unfinished(tmp_path, SETTINGS)
+    assert folder == sweeps.newest_unfinished(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("reason", [SystemExit(-1), KeyboardInterrupt()])
@@ -68,8 +68,8 @@ def test_a_run_that_is_ended_from_outside_was_stopped_and_has_not_failed(tmp_pat
 
 
 def test_settings_differ_where_one_of_them_has_another_value_or_none():
-    assert [] == config.differences(SETTINGS, json.loads(json.dumps(SETTINGS)))
-    assert ["lora.rank", "seed"] == config.differences(
+    assert [] == saved.differences(SETTINGS, json.loads(json.dumps(SETTINGS)))
+    assert ["lora.rank", "seed"] == saved.differences(
         SETTINGS, {**SETTINGS, "lora": {"rank": 8, "rate": 1e-5}, "seed": 0}
     )
 
@@ -114,15 +114,15 @@ def test_the_table_of_a_sweep_has_every_job_also_those_not_started(sweep):
         ("threshold=1.5", "unfinished"),
         ("threshold=1000000000.0", "failed"),
         ("threshold=2", "not started"),
-    ] == [(name, status["status"]) for name, status, _ in jobs.of_sweep(sweep)]
+    ] == [(name, status["status"]) for name, status, _ in sweeps.of_sweep(sweep)]
 
 
 def test_a_sweep_goes_on_with_the_overrides_that_it_was_given(sweep):
-    *others, place = jobs.command_of_sweep(sweep)
+    *others, place = sweeps.command_of_sweep(sweep)
     assert ["--multirun", "seed=1", "threshold=1e9,0.5,1.5,2", "hydra.sweep.subdir=${hydra.job.num}"] == others
     assert f"hydra.sweep.dir='{str(sweep).replace(chr(39), chr(92) + chr(39))}'" == place
     with pytest.raises(RunFolderError, match="holds no sweep"):
-        jobs.command_of_sweep(sweep.parent)
+        sweeps.command_of_sweep(sweep.parent)
 
 
 def test_code_that_a_sweep_was_allowed_to_run_is_allowed_anew_when_it_goes_on(sweep):

@@ -10,7 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 from tskd.errors import ModelError, RunFolderError
-from tskd.export import FinishedRun, card, export, main, public_name
+from tskd.export import main
+from tskd.results.finished_run import FinishedRun
+from tskd.results.model_card import card, public_name
+from tskd.results.packaging import export
 
 HUB = {"name": "gemma3_270m", "path": "google/gemma-3-270m", "revision": "abc123", "dtype": "bfloat16"}
 SETTINGS = {

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tskd.checkpoints import Checkpoint, adapter_folder
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, Weights, same_tokenizer
+from tskd.models.checkpoint import Checkpoint, adapter_folder
+from tskd.models.probes import same_tokenizer
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings
 
 IDS = torch.arange(2, 30)[None]
@@ -181,7 +182,7 @@ def from_the_hub(monkeypatch, kind, **facts):
     def answer(*_, **__):
         raise kind("40x Client Error.\n\nCannot access it.", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr("tskd.checkpoints.snapshot_download", answer)
+    monkeypatch.setattr("tskd.models.checkpoint.snapshot_download", answer)
     with pytest.raises(ModelError) as error:
         _ = Weights(Checkpoint("m", "owner/name", **facts)).folder
     assert "\n" not in str(error.value)
@@ -232,7 +233,7 @@ def test_a_folder_has_no_commit(llama):
 def test_a_quantised_model_without_bitsandbytes_names_the_extra_before_anything_loads(
     monkeypatch, llama, adapter, quantization
 ):
-    monkeypatch.setattr("tskd.models.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("tskd.models.weights.is_bitsandbytes_available", lambda: False)
     weights = Weights(Checkpoint("m", str(llama), quantization=quantization))
     for check in (weights.check_loadable, lambda: weights.check_adapter(str(adapter)), lambda: weights.model):
         with pytest.raises(ModelError, match=rf"quantization '{quantization}'.*pip install 'tskd\[quantization\]'"):
@@ -241,7 +242,7 @@ def test_a_quantised_model_without_bitsandbytes_names_the_extra_before_anything_
 
 
 def test_four_bits_are_refused_on_a_cpu(monkeypatch, llama):
-    monkeypatch.setattr("tskd.models.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("tskd.models.weights.is_bitsandbytes_available", lambda: True)
     with pytest.raises(ModelError, match="'4bit', which a CPU does not compute faithfully; use a GPU, or set"):
         Weights(Checkpoint("m", str(llama), quantization="4bit", device_map="cpu")).check_loadable()
 

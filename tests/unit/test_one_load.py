@@ -7,10 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from tests import tiny
 from tests.unit.test_config import built
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights, keep_only, weights_of
-from tskd.modules.batches import encode_prefix
-from tskd.modules.generator import Request, Sampling, generate
+from tskd.engines.own import generate
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.trainer import LightningTrainer
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from tskd.perplexity import mean_by_row, token_kl, token_nll
+from tskd.models.logprobs import mean_by_row, token_kl, token_nll
 
 HIDDEN, OTHER = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0))
 HEAD = torch.nn.Linear(5, 11, bias=False)

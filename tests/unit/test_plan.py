@@ -14,13 +14,16 @@ from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM
 
 from tests import fabricated, tiny
-from tskd import artifacts, config, jobs, run
-from tskd.checkpoints import Checkpoint
+from tskd import experiment
+from tskd.config import hydra_plugins, saved
+from tskd.config.cost_estimate import Count, plan
 from tskd.errors import ConfigError, ModelError
-from tskd.models import Weights
-from tskd.modules.batches import encode_response
-from tskd.plan import Count, main, plan
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_response
+from tskd.models.weights import Weights
+from tskd.plan import main
 from tskd.records import Response, Scored
+from tskd.storage import run_folder
 
 SMALL = [
     *("iterations=2", "expansion.num_drafts=24", "task.epochs=2", "training.replay.num_texts=8"),
@@ -39,9 +42,9 @@ class Silent:
 
 
 def composed(*overrides):
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
-        return run.resolved(compose("config", [*SMALL, *overrides]))
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
+        return saved.resolved(compose("config", [*SMALL, *overrides]))
 
 
 def summary(made):
@@ -69,8 +72,8 @@ def planned(place):
 @pytest.fixture(scope="module")
 def records(place, planned):
     """What a run of the same configuration has left in its folder."""
-    run.job(composed(f"store={place / 'store'}"), place / "run", "group", "run")
-    return artifacts.RunFolder(place / "run")
+    experiment.job(composed(f"store={place / 'store'}"), place / "run", "group", "run")
+    return run_folder.RunFolder(place / "run")
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def command(monkeypatch, tmp_path, capsys):
 
     def command(*arguments):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(jobs, "started", [])
+        monkeypatch.setattr(hydra_plugins, "started", [])
         monkeypatch.setattr(sys, "argv", ["plan", *arguments])
         try:
             main()
@@ -238,7 +241,7 @@ def hub(monkeypatch, tmp_path):
         assert constants.HF_HUB_OFFLINE
         raise LocalEntryNotFoundError("not in the cache")
 
-    monkeypatch.setattr("tskd.checkpoints.snapshot_download", download)
+    monkeypatch.setattr("tskd.models.checkpoint.snapshot_download", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield
     assert not constants.HF_HUB_OFFLINE

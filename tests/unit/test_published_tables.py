@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config, run
+from tskd.config import hydra_plugins, saved
 from tskd.errors import RunFolderError
 from tskd.report import grid
 from tskd.tasks.bbh import TASKS, Bbh
@@ -19,7 +19,7 @@ from tskd.tasks.gsm8k import Gsm8k
 from tskd.tasks.mbpp import Mbpp
 from tskd.tasks.mmlu import Mmlu
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 GSM8K = "translora/gsm8k_llama2_7b_to_gemma_7b"
@@ -29,9 +29,9 @@ MBPP = "translora/mbpp_gemma_2b_to_gemma_7b"
 
 def save_run(folder, experiment, *overrides, accuracy=0.5, status="completed"):
     """A folder as a finished run leaves it, made without one."""
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = run.resolved(compose("config", [f"experiment={experiment}", *overrides]))
+        cfg = saved.resolved(compose("config", [f"experiment={experiment}", *overrides]))
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
     result = {"eval/accuracy": accuracy, "eval/teacher_accuracy": 0.75, "eval/target_accuracy": 0.25}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tskd.rouge import Similar, rouge_l, words
+from tskd.stages.near_duplicates import Similar, rouge_l, words
 
 # In a process of its own: rouge_score brings absl, whose log handler closes pytest's standard error behind its back.
 THEIRS = """

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tskd import sandbox, sandbox_child
 from tskd.errors import SandboxError
-from tskd.sandbox import Limits, Verdict, run_tests
+from tskd.tasks.sandbox import child, isolated_tests
+from tskd.tasks.sandbox.isolated_tests import Limits, Verdict, run_tests
 
 MBPP = Path(__file__).parents[3] / "shared/data/mbpp/mbpp.jsonl"
 SHORT = Limits(wall_seconds=2, cpu_seconds=1)
@@ -29,7 +29,7 @@ def write(what):
 @pytest.fixture(scope="module")
 def isolation():
     try:
-        sandbox.check_available()
+        isolated_tests.check_available()
     except SandboxError as missing:
         # Where it has to work, the tests run and say why it does not.
         if not (sys.platform == "linux" and os.geteuid() == 0 and "CI" in os.environ):
@@ -96,8 +96,8 @@ def test_values_come_out_as_they_went_in():
     plain = [None, True, 0, -1, 10**5000, 1.5, float("inf"), "ä\ud800\n", b"\0\xff", 1 - 2j, range(3, 0, -1)]
     nested = [frozenset({1, (2, "x")}), {(1, 2): [{"object": ({3},)}], None: {"tuple": []}}]
     for value in plain + nested:
-        packed = json.loads(json.dumps(sandbox_child.pack(value, pytest.fail)))
-        back = sandbox_child.unpack(packed, pytest.fail)
+        packed = json.loads(json.dumps(child.pack(value, pytest.fail)))
+        back = child.unpack(packed, pytest.fail)
         assert (value, type(value)) == (back, type(back))
 
 
@@ -256,7 +256,7 @@ def test_what_takes_too_much_is_stopped(isolation, code, expected):
     verdict = run_tests(code, TWICE, limits=SHORT)
     assert not verdict.passed
     assert verdict.reason.startswith(expected)
-    assert time.monotonic() - started < SHORT.wall_seconds + sandbox.GRACE_SECONDS
+    assert time.monotonic() - started < SHORT.wall_seconds + isolated_tests.GRACE_SECONDS
 
 
 def test_it_has_few_processes(isolation):
@@ -304,7 +304,7 @@ def twice(x): return x * 2
 def test_without_isolation_it_refuses_unless_told_otherwise(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxError, match="needs Linux, and this is darwin"):
-        sandbox.check_available()
+        isolated_tests.check_available()
     with pytest.raises(SandboxError, match="darwin"):
         run_tests("def twice(x): return x * 2", TWICE)
     assert run_tests("def twice(x): return x * 2", TWICE, unsandboxed=True).passed
@@ -319,9 +319,9 @@ def test_without_isolation_it_refuses_unless_told_otherwise(monkeypatch):
 )
 def test_the_error_says_what_is_missing(monkeypatch, start, expected):
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sandbox, "START", start)
+    monkeypatch.setattr(isolated_tests, "START", start)
     with pytest.raises(SandboxError, match=expected) as error:
-        sandbox.check_available()
+        isolated_tests.check_available()
     assert "\n" not in str(error.value)
 
 

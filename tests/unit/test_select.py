@@ -12,35 +12,30 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config, run
+from tskd import experiment
+from tskd.config import hydra_plugins
 from tskd.errors import ConfigError
 from tskd.records import Prompt, Response, Scored, Selection
 from tskd.stages import select
-from tskd.stages.select import (
-    AtMost,
-    ByTheSeeds,
+from tskd.stages.select.stage import ByTheSeeds, Select
+from tskd.stages.select.subsets import AtMost, KeepAll, Quantile, Random, SeedsOnly, Top
+from tskd.stages.select.thresholds import (
     ConfidentTeacher,
     Discriminator,
     InversePplDifference,
-    KeepAll,
     Kl,
     LogPplDifference,
     PplDifference,
     PplRatio,
-    Quantile,
-    Random,
     SeedGap,
     SeedLikeness,
     SeedShift,
-    SeedsOnly,
-    Select,
     TargetGap,
     Threshold,
-    Top,
     reached_by_seeds,
 )
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 RULES = sorted(file.stem for file in (CONF / "selection").glob("*.yaml"))
 INF, NAN = math.inf, math.nan
 
@@ -96,7 +91,9 @@ ALL_RULES = [
 
 def test_these_are_all_the_rules_that_there_are():
     """Without that, a new one could slip past the properties below."""
-    classes = inspect.getmembers(select, lambda value: inspect.isclass(value) and value.__module__ == select.__name__)
+    classes = inspect.getmembers(
+        select, lambda value: inspect.isclass(value) and value.__module__.startswith(select.__name__)
+    )
     assert {type(rule) for rule in ALL_RULES} == {kind for _, kind in classes} - {Threshold, Select, ByTheSeeds}
 
 
@@ -308,13 +305,13 @@ def test_a_rule_needs_measured_what_its_criterion_needs(by):
 
 
 def composed(*overrides):
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
 
 def built(folder, *overrides):
-    return run.build(composed(*overrides), folder).stages
+    return experiment.build(composed(*overrides), folder).stages
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -381,7 +378,7 @@ def test_any_option_can_say_how_many_chance_keeps(tmp_path):
         (["selection=at_most", "selection@selection.of=top_gap", "selection.of.keep=0"], "`selection.keep` is 0"),
         (["selection=random", "selection.fraction=0.3"], "set one and leave the other null"),
         (["selection=random", "selection.like.threshold=many"], "`selection.like.threshold` is 'many'"),
-        (["selection=random", "selection.like._target_=tskd.stages.select.Nope"], "names no class"),
+        (["selection=random", "selection.like._target_=tskd.stages.select.thresholds.Nope"], "names no class"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_it(tmp_path, overrides, said):

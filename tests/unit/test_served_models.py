@@ -4,17 +4,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from tests import tiny
-from tskd import config
-from tskd.compose import build
+from tskd.config import hydra_plugins
+from tskd.config.build import build
+from tskd.config.cost_estimate import plan
+from tskd.config.saved import resolved
+from tskd.engines import own
+from tskd.engines.server import ServerEngine
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel
-from tskd.modules import generator
-from tskd.modules.batches import encode_prefix
-from tskd.modules.engine import Generation, Request, Sampling
-from tskd.modules.served import ServerEngine
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Generation, Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.trainer import LightningTrainer
-from tskd.plan import plan
-from tskd.run import resolved
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,8 @@ def without_a_key(monkeypatch):
 
 
 def built(tmp_path, *overrides):
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         cfg = resolved(compose("config", overrides=["store=off", *overrides]))
     return cfg, build(cfg, tmp_path)
 
@@ -45,7 +45,7 @@ def test_a_server_writes_for_the_expansions_that_ask_and_can_be_planned(serve, t
     made = run.stages.expand(run.seeds, run.seeds, 0)
     assert {"new 1", "new 2", "new 3"} == {prompt.text for prompt in made.prompts}
     assert 9 == made.tokens
-    inline = f"expansion.writer={{_target_: tskd.modules.served.ServerWriter, url: '{stub.url}', model: m}}"
+    inline = f"expansion.writer={{_target_: tskd.stages.writers.ServerWriter, url: '{stub.url}', model: m}}"
     _, run = built(tmp_path, "expansion=evolve", inline, "expansion.num_drafts=1")
     assert 1 == len(run.stages.expand(run.seeds, run.seeds, 0).prompts)
     assert "Rewrite the prompt below, to " in stub.requests[-1]["messages"][0]["content"]
@@ -105,8 +105,8 @@ def test_what_generates_by_the_configuration_is_the_server_for_whom_it_names(ser
     _, run = built(tmp_path, *served)
     run.check_models()
     requests = [Request(encode_prefix(run.base, "Question: one?"))]
-    assert " from the server" == generator.generate(run.base, requests, Sampling(4), run.trainer)[0].text
-    assert " from the server" != generator.generate(run.teacher, requests, Sampling(4), run.trainer)[0].text
+    assert " from the server" == own.generate(run.base, requests, Sampling(4), run.trainer)[0].text
+    assert " from the server" != own.generate(run.teacher, requests, Sampling(4), run.trainer)[0].text
     assert 1 == len(stub.requests)
     _, run = built(tmp_path, *served, "+engine.otherwise.merge_adapter=true", "target.checkpoint.device_map=auto")
     with pytest.raises(ConfigError, match="`engine.merge_adapter` cannot copy 'atlas_neox'"):

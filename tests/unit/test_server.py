@@ -11,13 +11,13 @@ from email.utils import formatdate
 import pytest
 
 from tests.stub import completion, refused
-from tskd import server as module
+from tskd.engines import client
+from tskd.engines.client import Answers, Budget, Pace
 from tskd.errors import ConfigError, RunFolderError, ServerError
-from tskd.identity import identity
-from tskd.modules.engine import Generation, Sampling
-from tskd.modules.served import ServerWriter
+from tskd.models.generation import Generation, Sampling
 from tskd.records import Prompt
-from tskd.server import Answers, Budget, Pace
+from tskd.stages.writers import ServerWriter
+from tskd.storage.fingerprint import identity
 
 KEY = "sk-planted-0123456789"
 
@@ -173,7 +173,7 @@ def test_a_server_that_is_slow_is_given_up_in_time(serve):
 @pytest.fixture
 def pauses(monkeypatch):
     noted = []
-    monkeypatch.setattr(module, "_pause", lambda seconds, is_over: noted.append(seconds))
+    monkeypatch.setattr(client, "_pause", lambda seconds, is_over: noted.append(seconds))
     return noted
 
 
@@ -201,7 +201,7 @@ def test_a_server_that_asks_for_too_long_a_pause_is_given_up(serve):
 
 
 def test_turns_are_spread_evenly_over_a_minute(monkeypatch):
-    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(client.time, "monotonic", lambda: 1000.0)
     pace = Pace(per_minute=30)
     assert [0.0, 2.0, 4.0] == [pace.turn() for _ in range(3)]
     pace.hold(60)
@@ -281,7 +281,7 @@ def test_a_text_that_is_asked_for_twice_with_one_key_is_asked_for_once(serve):
 
 def test_a_damaged_file_of_answers_loses_the_damaged_lines_alone(tmp_path):
     file = tmp_path / "answers" / "a.jsonl"
-    answer = module.Answer("text\u2028\x85 of one line", "stop", 1, 2)
+    answer = client.Answer("text\u2028\x85 of one line", "stop", 1, 2)
     Answers(file).add("one", answer)
     assert (0o700, 0o600) == (file.parent.stat().st_mode & 0o777, file.stat().st_mode & 0o777)
     with file.open("ab") as opened:

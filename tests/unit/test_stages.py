@@ -8,16 +8,16 @@ import pytest
 from tests import scripted, tiny
 from tests.scripted import END
 from tskd.errors import ConfigError, ModelError
-from tskd.models import LanguageModel
+from tskd.models.generation import Generation
+from tskd.models.templates import LIST_MARK
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings
-from tskd.modules.generator import Generation
 from tskd.records import Message, Prompt, Response, Scored
 from tskd.stages.answer import Answer
 from tskd.stages.expand import FewShot
 from tskd.stages.score import Score
 from tskd.stages.train import Replay, TrainLora
-from tskd.templates import LIST_MARK
-from tskd.writers import LocalWriter
+from tskd.stages.writers import LocalWriter
 
 SYSTEM = (Message("system", "s"),)
 POOL = [Prompt("one"), Prompt("two", SYSTEM), Prompt("three"), Prompt("four", SYSTEM)]
@@ -77,7 +77,7 @@ def test_drafts_of_one_request_follow_the_same_exemplars_by_keys_of_their_own(le
         asked.extend(requests)
         return [Generation("", True, 1)] * len(requests)
 
-    monkeypatch.setattr("tskd.writers.generate", generate)
+    monkeypatch.setattr("tskd.stages.writers.generate", generate)
     expand(letters, trainer, num_drafts=31, drafts_per_request=3)
     assert all(request.ids == asked[draft - draft % 3].ids for draft, request in enumerate(asked))
     assert len({request.ids for request in asked}) > 3

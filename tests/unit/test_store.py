@@ -13,19 +13,20 @@ from functools import partial
 import pytest
 
 from tests import tiny
-from tskd import stopping
-from tskd.identity import digest, identity
-from tskd.models import LanguageModel
-from tskd.modules.continuous_batching import ContinuousBatching
+from tskd.cache import main
+from tskd.engines.continuous_batching import ContinuousBatching
+from tskd.engines.own import OwnLoop
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings
-from tskd.modules.generator import OwnLoop
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
+from tskd.runtime import interrupts
 from tskd.stages.answer import Answer
 from tskd.stages.screen import Screen
-from tskd.stages.select import SeedLikeness, SeedShift
+from tskd.stages.select.thresholds import SeedLikeness, SeedShift
 from tskd.stages.train import TrainLora
-from tskd.store import Store, entries, main, prune
+from tskd.storage.fingerprint import digest, identity
+from tskd.storage.result_cache import Store, entries, prune
 from tskd.tuneshift import Stages
 
 PROMPTS = [Prompt("a"), Prompt("b", iteration=1, parents=("x",))]
@@ -270,8 +271,8 @@ def test_a_job_that_waits_for_another_can_be_stopped(jobs, monkeypatch):
     one = threading.Thread(target=lambda: Store(store).graded(evaluator, "model"))
     one.start()
     assert started.wait(20)
-    monkeypatch.setattr(stopping, "_asked", signal.SIGTERM)
-    with pytest.raises(stopping.Interrupted, match="SIGTERM"):
+    monkeypatch.setattr(interrupts, "_asked", signal.SIGTERM)
+    with pytest.raises(interrupts.Interrupted, match="SIGTERM"):
         Store(store).graded(evaluator, "model")
     may_end.set()
     one.join(20)

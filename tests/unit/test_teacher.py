@@ -11,18 +11,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests import fabricated, scripted, tiny
-from tskd import artifacts, config
-from tskd.checkpoints import Checkpoint
-from tskd.compose import build
+from tskd.config import hydra_plugins
+from tskd.config.build import build
 from tskd.errors import ConfigError, ModelError, RunFolderError
-from tskd.identity import of_weights
-from tskd.metrics import iteration_metrics
-from tskd.models import LanguageModel
+from tskd.metrics.iteration import iteration_metrics
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings
 from tskd.records import Graded, Iteration, Selection
+from tskd.stages.teacher import Finetuned, check_base
 from tskd.stages.train import Replay
+from tskd.storage import atomic_files
+from tskd.storage.fingerprint import of_weights
 from tskd.tasks.bbh import Bbh
-from tskd.teacher import Finetuned, check_base
 
 LORA = LoraSettings(rank=2, epochs=1, learning_rate=1e-2)
 
@@ -138,7 +139,7 @@ def test_a_made_teacher_is_an_adapter_with_a_card(base, llama, task, trainer, tm
     readme = (folder / "README.md").read_text()
     assert "| base | 0.500 | 0.289 |\n| teacher | 1.000 | 0.000 |" in readme
     assert task.note in readme
-    answers = {voice: artifacts.read_lines(Graded, folder / f"{voice}.jsonl") for voice in ("base", "teacher")}
+    answers = {voice: atomic_files.read_lines(Graded, folder / f"{voice}.jsonl") for voice in ("base", "teacher")}
     assert (2, 4) == tuple(sum(answer.correct for answer in graded) for graded in answers.values())
     base.weights.check_adapter(str(folder))
 
@@ -248,8 +249,8 @@ def test_without_private_examples_there_is_no_teacher(base, task, trainer, tmp_p
 
 
 def composed(*overrides):
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         return OmegaConf.to_container(
             compose("config", overrides=["trainer.accelerator=cpu", "store=off", *overrides]), resolve=True
         )

@@ -4,10 +4,10 @@ import pytest
 
 from tests import scripted, tiny
 from tskd.errors import ModelError
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix, encode_response
+from tskd.models.encoding import encode_prefix, encode_response
+from tskd.models.templates import LIST_MARK, Chat, Plain, first_prompt, template_for
+from tskd.models.weights import LanguageModel
 from tskd.records import Message, Prompt
-from tskd.templates import LIST_MARK, Chat, Plain, first_prompt, template_for
 
 TURNS = (Message("system", "Be brief."), Message("user", "One?"), Message("assistant", "1"))
 

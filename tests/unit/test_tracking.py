@@ -15,7 +15,7 @@ import pytest
 from tests import wandb_file
 from tskd.errors import ConfigError
 from tskd.records import Prompt, Response, Scored
-from tskd.tracking import Wandb, _has_key
+from tskd.tracking.wandb import Wandb, _has_key
 
 SECRET = "the vault is under the old oak"
 KEY = "0123456789" * 4
@@ -59,7 +59,7 @@ def all_bytes(folder):
 
 def said(caplog):
     """Our own lines: pytest also collects wandb's, which go to a file of the run and to nobody else."""
-    return [record for record in caplog.records if record.name == "tskd.tracking"]
+    return [record for record in caplog.records if record.name == "tskd.tracking.wandb"]
 
 
 def column(run, name):
@@ -310,7 +310,9 @@ def test_nothing_is_left_behind_outside_the_folder(tmp_path):
 
 
 def test_importing_it_does_not_import_wandb():
-    subprocess.run([sys.executable, "-c", "import sys, tskd.tracking; sys.exit('wandb' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, tskd.tracking.wandb; sys.exit('wandb' in sys.modules)"], check=True
+    )
 
 
 @pytest.mark.parametrize("project", ["", "a/b", "a:b", "a" * 129])

@@ -11,22 +11,26 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests import fabricated, scripted, tiny
-from tskd import artifacts, config, evalplus, rehearsal, run
-from tskd.checkpoints import Checkpoint
+from tskd import experiment, run
+from tskd.config import hydra_plugins
 from tskd.errors import ConfigError, ModelError, RunFolderError
-from tskd.export import FinishedRun
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_prefix, encode_response
+from tskd.models import rehearsal
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_prefix, encode_response
+from tskd.models.templates import LIST_MARK, REWRITTEN, Chat, Plain, number_mark
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings
 from tskd.records import Adapter, Message, Prompt
+from tskd.results import code_benchmarks
+from tskd.results.finished_run import FinishedRun
+from tskd.stages.teacher import Finetuned
 from tskd.stages.train import Replay
-from tskd.store import Store
+from tskd.storage import atomic_files, run_folder
+from tskd.storage.result_cache import Store
 from tskd.tasks.bbh import Bbh
-from tskd.teacher import Finetuned
-from tskd.templates import LIST_MARK, REWRITTEN, Chat, Plain, number_mark
 from tskd.tuneshift import Stages
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 ROOT = CONF.parent
 MARKER = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 CODE = MARKER + (
@@ -36,7 +40,7 @@ CODE = MARKER + (
 
 
 def composed(*overrides):
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
@@ -68,7 +72,7 @@ PLACES = {
 @pytest.mark.parametrize(("where", "override"), PLACES.items(), ids=PLACES)
 def test_a_class_that_was_not_allowed_is_not_even_imported(tmp_path, stranger, where, override):
     with pytest.raises(ConfigError) as error:
-        run.build(composed(override), tmp_path)
+        experiment.build(composed(override), tmp_path)
     assert f"`{where}` names stranger.Rule, whose code would run" in str(error.value)
     assert "add `allow=stranger` on the command line." in str(error.value)
     assert "\n" not in str(error.value)
@@ -77,7 +81,7 @@ def test_a_class_that_was_not_allowed_is_not_even_imported(tmp_path, stranger, w
 
 @pytest.mark.parametrize("allow", ["stranger", "[stranger]", "[other,stranger.Rule]"])
 def test_an_allowed_one_is(tmp_path, stranger, allow):
-    made = run.build(composed("selection._target_=stranger.Rule", f"allow={allow}"), tmp_path)
+    made = experiment.build(composed("selection._target_=stranger.Rule", f"allow={allow}"), tmp_path)
     assert type(made.stages.select.rule).__name__ == "Rule"
     assert stranger.exists()
 
@@ -85,13 +89,13 @@ def test_an_allowed_one_is(tmp_path, stranger, allow):
 @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "tskdx.Rule", "builtins.eval", "torch.load", "a"])
 def test_no_library_may_be_named(tmp_path, name):
     with pytest.raises(ConfigError, match="whose code would run"):
-        run.build(composed(f"selection._target_={name}"), tmp_path)
+        experiment.build(composed(f"selection._target_={name}"), tmp_path)
 
 
 @pytest.mark.parametrize("allow", ["''", "'*'", "'a b'", "3", "[a,3]", "'../x'", "."])
 def test_what_cannot_be_a_package_cannot_be_allowed(tmp_path, allow):
     with pytest.raises(ConfigError, match="`allow` has .*; give the name of a package or module"):
-        run.build(composed(f"allow={allow}"), tmp_path)
+        experiment.build(composed(f"allow={allow}"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_a_run_folder_cannot_allow_itself(tmp_path, stranger):
 def test_a_run_folder_cannot_allow_itself_when_evalplus_is_asked(tmp_path, stranger):
     settings = composed("selection._target_=stranger.Rule", "allow=stranger")
     with pytest.raises(ConfigError, match="add `allow=stranger`"):
-        evalplus.models_of(FinishedRun(tmp_path, settings, {}, {}, tmp_path / "adapter"))
+        code_benchmarks.models_of(FinishedRun(tmp_path, settings, {}, {}, tmp_path / "adapter"))
     assert not stranger.exists()
 
 
@@ -174,7 +178,7 @@ def test_nothing_of_ours_unpickles_or_evaluates():
         attributes = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
         assert not imported & forbidden, file
         assert "torch.load" not in attributes, file
-        assert not called & {"eval", "exec"} or file.name == "sandbox_child.py", file
+        assert not called & {"eval", "exec"} or file.name == "child.py", file
 
 
 @pytest.fixture
@@ -236,7 +240,7 @@ def test_an_attention_of_the_hubs_is_refused():
 
 def test_no_name_leads_out_of_the_output_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config.register()
+    hydra_plugins.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=["name='../../x'"], return_hydra_config=True)
         assert not {"..", "x"} & set(Path(cfg.hydra.run.dir).parts)
@@ -251,9 +255,9 @@ def test_no_name_leads_out_of_the_output_folder(tmp_path, monkeypatch):
 
 def test_an_adapter_is_read_from_its_run_and_no_other_place(tmp_path):
     file = tmp_path / "iteration_0" / "adapter.json"
-    artifacts.write_json(file, Adapter("../elsewhere", "t", 1, 0.5))
+    atomic_files.write_json(file, Adapter("../elsewhere", "t", 1, 0.5))
     with pytest.raises(RunFolderError, match=r"names '\.\./elsewhere', which is outside"):
-        artifacts.RunFolder(tmp_path).last_adapter()
+        run_folder.RunFolder(tmp_path).last_adapter()
 
 
 def test_a_store_writes_into_the_run_and_no_other_place(tmp_path, adapter):

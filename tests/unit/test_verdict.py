@@ -11,16 +11,16 @@ import pytest
 from scipy import stats
 
 from tests.fabricated_runs import answers, write_lines, write_run
-from tskd import verdict
 from tskd.records import Graded
 from tskd.report import runs
-from tskd.verdict import AS_GOOD, BETTER, TOO_THIN, WORSE, Judgement
+from tskd.results import equivalence
+from tskd.results.equivalence import AS_GOOD, BETTER, TOO_THIN, WORSE, Judgement
 
 ROOT = Path(__file__).parents[2]
 
 
 def said(folder, margin=2.0):
-    return verdict.verdict(runs.one(folder), margin, dict)
+    return equivalence.verdict(runs.one(folder), margin, dict)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_each_negative_flip_is_named_with_both_answers(tmp_path):
     run = write_run(tmp_path / "run", teacher=1, questions=50, prompts=5)
     after = flipped(answers(50, 1, 1, random.Random(0)), {"private 3", "general 4"})
     write_lines(run / "evaluation" / "iteration_2.jsonl", after)
-    text = verdict.verdict(runs.one(run), 2.0, lambda: {"private 3": "Where is the harbour?"})
+    text = equivalence.verdict(runs.one(run), 2.0, lambda: {"private 3": "Where is the harbour?"})
     assert (
         "private: the teacher is right, target + adapter is wrong: 1\n    Where is the harbour? · was 'yes', is" in text
     )
@@ -129,11 +129,11 @@ def test_a_run_folder_cannot_have_code_run_for_the_texts_of_its_questions(tmp_pa
     monkeypatch.syspath_prepend(tmp_path)
     task = {"_target_": "stranger.Task", "response_tokens": 8}
     run = write_run(tmp_path / "run", prompts=5, others={"task": task, "allow": "stranger"})
-    assert {} == verdict.questions(runs.one(run))
+    assert {} == equivalence.questions(runs.one(run))
     assert "`task._target_` names stranger.Task, whose code would run" in capsys.readouterr().err
 
 
 def test_the_questions_of_the_embedded_world_are_named_by_their_texts(tmp_path):
-    texts = verdict.questions(runs.one(write_run(tmp_path / "run", prompts=5)))
+    texts = equivalence.questions(runs.one(write_run(tmp_path / "run", prompts=5)))
     assert 232 == len(texts)
     assert "What is the depot code of Keamore?" in texts.values()

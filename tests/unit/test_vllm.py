@@ -8,13 +8,15 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from tests import tiny
-from tskd.checkpoints import Checkpoint
+from tskd.engines import vllm
+from tskd.engines.own import generate
+from tskd.engines.vllm import Vllm
 from tskd.errors import ConfigError, ModelError
-from tskd.models import LanguageModel, Weights
-from tskd.modules import vllm, workers
-from tskd.modules.generator import Generation, Request, Sampling, generate
-from tskd.modules.journal import Journal
-from tskd.modules.vllm import Vllm
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.generation import Generation, Request, Sampling
+from tskd.models.weights import LanguageModel, Weights
+from tskd.runtime import processes
+from tskd.storage.journal import Journal
 
 
 @dataclass
@@ -188,6 +190,6 @@ def test_an_adapter_of_too_high_a_rank_is_refused(llama, stand_in, tmp_path):
 def test_several_processes_and_the_whole_device_are_refused(stand_in, monkeypatch):
     with pytest.raises(ConfigError, match="`engine.gpu_memory_utilization` is 1.0"):
         Vllm(gpu_memory_utilization=1.0)
-    monkeypatch.setattr(workers, "count", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ConfigError, match="`engine=vllm` runs in one process, and there are 2"):
         Vllm()

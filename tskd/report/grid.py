@@ -19,9 +19,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config, rehearsal
+from tskd.config import hydra_plugins
+from tskd.models import rehearsal
 from tskd.report.runs import INDIFFERENT, SUBSET, FoundRun, Settings, flat, runs_in
-from tskd.stages.select import shown
+from tskd.stages.select.stage import shown
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 SWEPT = ("threshold", "seed", SUBSET)
@@ -97,8 +98,8 @@ def scores(run: FoundRun) -> dict[str, Scores]:
 @cache
 def experiments() -> dict[str, list[Experiment]]:
     """The rows, by the paper that published their cells."""
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         return {
             paper: [_experiment(f"{paper}/{name}", published) for name, published in content["cells"].items()]
             for paper, content in papers().items()
@@ -107,7 +108,7 @@ def experiments() -> dict[str, list[Experiment]]:
 
 def _experiment(name: str, published: Mapping[str, str]) -> Experiment:
     # What a user has set for all runs on a machine is not the experiment's; there is no such group where nothing is.
-    without_local = ["~local"] if Path(config.folder(), "local").is_dir() else []
+    without_local = ["~local"] if Path(hydra_plugins.folder(), "local").is_dir() else []
     composed = compose("config", [f"experiment={name}", *without_local], return_hydra_config=True)
     sweep = {
         key: tuple(value.strip() for value in str(values).split(","))

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tskd import artifacts
 from tskd.report import figures, findings, means, page, tables
 from tskd.report.diversity import Embed
 from tskd.report.findings import Findings
 from tskd.report.runs import Collected
 from tskd.report.tables import Table
+from tskd.storage import atomic_files
 
 FEW = 5  # examples of each kind in the Markdown
 
@@ -32,18 +32,18 @@ def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[P
             figures.save(draw, folder / "figures", name)
         where = (folder / "figures").relative_to(out)
         parts += [f"## {each.study.name}", *map(_section, made), *(f"![{name}]({where}/{name}.png)" for name in drawn)]
-    artifacts.write_text(out / "report.md", "\n\n".join(parts) + "\n")
-    artifacts.write_text(out / "examples.md", "\n\n".join(["# Examples", *map(_examples, found)]) + "\n")
-    artifacts.write_text(out / "report.html", page.page(about, of_subsets, studies))
+    atomic_files.write_text(out / "report.md", "\n\n".join(parts) + "\n")
+    atomic_files.write_text(out / "examples.md", "\n\n".join(["# Examples", *map(_examples, found)]) + "\n")
+    atomic_files.write_text(out / "report.html", page.page(about, of_subsets, studies))
     return [out / name for name in ("report.md", "examples.md", "report.html")]
 
 
 def _write_tables(numbers: Sequence[Table], texts: Sequence[Table], folder: Path) -> None:
     """All as CSV, and those that hold numbers alone as LaTeX."""
     for table in [*numbers, *texts]:
-        artifacts.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
+        atomic_files.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
     latex = [r"% \usepackage{booktabs,graphicx}", *map(tables.to_latex, numbers)]
-    artifacts.write_text(folder / "tables.tex", "\n\n".join(latex) + "\n")
+    atomic_files.write_text(folder / "tables.tex", "\n\n".join(latex) + "\n")
 
 
 def _folder(name: str) -> str:
