@@ -43,8 +43,10 @@ def test_the_newest_unfinished_run_of_a_configuration_is_found(tmp_path, run):
 
 def test_a_run_that_another_process_is_busy_with_is_neither_found_nor_entered(tmp_path, run):
     folder = run("busy", "unfinished")
-    code = f"from tskd.storage import status; from pathlib import Path\n"
+    code = (
+        f"from tskd.storage import status; from pathlib import Path\n"
         f"with status.alone(Path({str(folder)!r})):\n print(); input()"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         assert sweeps.newest_unfinished(tmp_path, SETTINGS) is None

@@ -14,7 +14,7 @@ from tskd.errors import SandboxError
 from tskd.tasks.sandbox import child, isolated_tests
 from tskd.tasks.sandbox.isolated_tests import Limits, Verdict, run_tests
 
-MBPP = Path(__file__).parents[3] / "shared/data/mbpp/mbpp.jsonl"
+MBPP = Path(__file__).parents[4] / "shared/data/mbpp/mbpp.jsonl"
 SHORT = Limits(wall_seconds=2, cpu_seconds=1)
 TWICE = ["assert twice(2) == 4", "assert twice('ab') == 'abab'"]
 WRITE_EVERYWHERE = """
