@@ -91,7 +91,7 @@ import os, signal
 
 def written(folder, sharded):
     weights = weights_of(Checkpoint("tiny", folder, dtype="float32", sharded=sharded))
-    trainer = LightningTrainer(devices=2, sharded=sharded, progress=False)
+    trainer = LightningTrainer(devices=2, sharded=sharded, max_batch_tokens=1, progress=False)
     generate(LanguageModel(weights), [Request((3, 4), str(n)) for n in range(4)], Sampling(9), trainer)
 
 real = generator.choose
