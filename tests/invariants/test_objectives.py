@@ -14,8 +14,8 @@ from tests import scripted, tiny
 from tests.invariants.test_measures import likelihoods
 from tests.invariants.test_memory import out_of_memory_above
 from tests.invariants.test_stand_in import built, save_merging_model
-from tests.unit.test_config import built as built_atlas
-from tests.unit.test_store import Counting
+from tests.unit.config.test_schema import built as built_atlas
+from tests.unit.storage.test_result_cache import Counting
 from tskd.errors import ConfigError, ModelError
 from tskd.models.alignment import aligned, token_ends
 from tskd.models.encoding import encode_response

@@ -20,7 +20,7 @@ from tskd.tasks.mbpp import Mbpp
 from tskd.tasks.mmlu import Mmlu
 
 CONF = Path(hydra_plugins.folder())
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 GSM8K = "translora/gsm8k_llama2_7b_to_gemma_7b"
 BBH = "titok/bbh_mistral_7b_to_mistral_7b"

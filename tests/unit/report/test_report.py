@@ -21,7 +21,7 @@ from tskd.report import check_installed, figures, findings, runs, statistics, ta
 from tskd.report.tables import Column, Table
 from tskd.report.write import write
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

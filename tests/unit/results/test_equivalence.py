@@ -16,7 +16,7 @@ from tskd.report import runs
 from tskd.results import equivalence
 from tskd.results.equivalence import AS_GOOD, BETTER, TOO_THIN, WORSE, Judgement
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def said(folder, margin=2.0):

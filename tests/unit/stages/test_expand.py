@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, field, replace
 
 import pytest
-from tests.unit.test_config import built, composed
 
 from tests import scripted, tiny
+from tests.unit.config.test_schema import built, composed
 from tskd.config.cost_estimate import Count, Plan
 from tskd.errors import ConfigError, ModelError
 from tskd.models.generation import Generation, before_any
