@@ -127,7 +127,7 @@ class Finetuner(Resident):
         self.strict_loading = False  # a checkpoint has no weights but the adapter's
 
     def content(self) -> Any:
-        return [self.weights, repr(self.texts), self.num_examples, self.settings, self.key]
+        return [self.weights, repr(self.texts), self.num_examples, self.settings, type(self.of_examples), self.key]
 
     def train_dataloader(self) -> Any:
         return epoch_loader(self.steps(self.current_epoch))

@@ -7,7 +7,7 @@ the two sides is repeated until it is as large as the other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class TrainedJudge:
 
     base: LanguageModel
     trainer: LightningTrainer
-    folder: Path
+    folder: Path = field(compare=False)
     seed: int
     lora: LoraSettings
     expand: Callable[[Sequence[Prompt], Sequence[Prompt], int], Expansion]

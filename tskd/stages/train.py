@@ -52,7 +52,7 @@ class TrainLora:
 
     target: LanguageModel
     trainer: LightningTrainer
-    folder: Path
+    folder: Path = field(compare=False)
     seed: int
     lora: LoraSettings
     replay: Replay = Replay()
@@ -175,7 +175,7 @@ class DiffVector:
     base: LanguageModel
     teacher: LanguageModel
     target: LanguageModel
-    folder: Path
+    folder: Path = field(compare=False)
 
     def check_models(self) -> None:
         """Raise ``ConfigError`` where the target has other shapes, or the teacher no adapter. Loads no weights."""

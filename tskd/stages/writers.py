@@ -15,7 +15,7 @@ from tskd.modules.trainer import LightningTrainer
 
 
 class Writer(Protocol):
-    """Goes on from texts. A frozen dataclass, whose fields are what tells its results from another's in the store."""
+    """Goes on from texts. A frozen dataclass, whose fields and code tell its results from another's in the cache."""
 
     @property
     def name(self) -> str:
