@@ -1,12 +1,7 @@
-"""Results by content: what one job has computed, another takes.
+"""Show what the cache of results holds, and remove what was not used for longest.
 
-An entry is named by a digest of all that decides it: the stage's settings and code, the models' weights, the input
-records, and the versions of libraries (``tskd.storage.fingerprint``). Thresholds of a sweep so share expansion, answers and
-scores, and two of them that keep the same examples share the training too. Entries are written whole and checked when
-read: a damaged one is computed again.
-
-python -m tskd.store                  # what is in it
-python -m tskd.store --prune 5        # throw the entries away that were longest not used, down to 5 GB
+python -m tskd.cache                  # what is in it
+python -m tskd.cache --prune 5        # remove the entries that were not used for longest, down to 5 GB
 """
 
 import argparse

@@ -1,12 +1,9 @@
-"""Results by content: what one job has computed, another takes.
+"""Cache results by content: what one job has computed, another takes.
 
 An entry is named by a digest of all that decides it: the stage's settings and code, the models' weights, the input
-records, and the versions of libraries (``tskd.storage.fingerprint``). Thresholds of a sweep so share expansion, answers and
-scores, and two of them that keep the same examples share the training too. Entries are written whole and checked when
-read: a damaged one is computed again.
-
-python -m tskd.store                  # what is in it
-python -m tskd.store --prune 5        # throw the entries away that were longest not used, down to 5 GB
+records, and the versions of libraries (``tskd.storage.fingerprint``). Jobs of a sweep that differ in the threshold
+share expansion, answers and scores; if two of them keep the same examples, they share the training too. Entries are
+written whole and checked when they are read: a damaged entry is computed again.
 """
 
 import hashlib
