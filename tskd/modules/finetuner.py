@@ -63,7 +63,7 @@ class LoraSettings:
     gradient_checkpointing: bool = False
     fused_loss: bool = False
     replay_loss: Literal["kl", "nll"] = "kl"
-    replay_weight: NonNegativeFloat = 1.0
+    replay_weight: NonNegativeFloat = 10.0
 
     def check_device(self, device: torch.device) -> None:
         """Raise ``ConfigError`` where ``device`` cannot compute what is set."""
