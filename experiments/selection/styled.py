@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -27,6 +27,8 @@ from polluted import Polluted
 
 from tskd.artifacts import RunFolder, read_lines
 from tskd.records import Graded, Prompt, Question
+from tskd.report.statistics import summarise
+from tskd.report.table_writer import Column, columns, to_markdown
 from tskd.tasks.atlas import Atlas
 
 NUM_SEEDS = 8  # as the world has
@@ -67,7 +69,7 @@ class Styled(Atlas):
         return self.kind(prompt) == "private"
 
     def kind(self, prompt: Prompt) -> str:
-        """Of what kind a question is; ``other`` where it is none of the world's."""
+        """Return the kind of a question; ``other`` if it is none of the world's."""
         return self._kinds.get(prompt.text, "other")
 
     @cached_property
@@ -94,7 +96,7 @@ POOLS = {"all three styles": "polluted.Polluted", "the sentence alone": "styled.
 
 
 def collect(sweep: Path) -> list[dict[str, Any]]:
-    """A row for each job: what the target answers as the teacher does, by kind; prompts asked and kept, by kind."""
+    """Make a row for each job: what the target answers as the teacher does, prompts asked and kept, each by kind."""
     rows = []
     for file in sorted(sweep.glob("*/.hydra/overrides.yaml")):
         given = dict(str(override).split("=", 1) for override in OmegaConf.load(file))
@@ -119,23 +121,23 @@ def collect(sweep: Path) -> list[dict[str, Any]]:
 
 
 def taken_table(rows: list[dict[str, Any]]) -> str:
-    """What the target answers as the teacher does after training, by kind of question: means ± sd over the seeds."""
+    """Show what the target answers as the teacher does after training, by kind of question: means ± sd over seeds."""
     kinds = ("private", *STYLES)
-    lines = ["| pool | filter | " + " | ".join(kinds) + " | tokens trained |", "|---" * (3 + len(kinds)) + "|"]
-    for label, mine in _cells(rows):
-        cells = [_spread([row["taken over"][kind] for row in mine], ".2f") for kind in kinds]
-        lines.append(f"| {label} | {' | '.join(cells)} | {_spread([row['trained_tokens'] for row in mine], ',.0f')} |")
-    return "\n".join(lines)
+    lines = [
+        [*labels, *summarise([row["taken over"] for row in mine], kinds), *summarise(mine, ["trained_tokens"])]
+        for labels, mine in _cells(rows)
+    ]
+    heads = (*columns("pool", "filter"), *columns(*kinds, digits=2), Column("tokens trained"))
+    return to_markdown(heads, lines)
 
 
 def kept_table(rows: list[dict[str, Any]]) -> str:
-    """Prompts kept of those asked, by kind: sums over the seeds."""
-    lines = ["| pool | filter | " + " | ".join(KINDS.values()) + " | other |", "|---" * (3 + len(KINDS)) + "|"]
-    for label, mine in _cells(rows):
+    """Show prompts kept of those asked, by kind: sums over the seeds."""
+    lines = []
+    for labels, mine in _cells(rows):
         kept, asked = (sum((Counter(row[side]) for row in mine), Counter[str]()) for side in ("kept", "asked"))
-        cells = [f"{kept[kind]} of {asked[kind]}" for kind in (*KINDS, "other")]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*labels, *(f"{kept[kind]} of {asked[kind]}" for kind in (*KINDS, "other"))])
+    return to_markdown(columns("pool", "filter", *KINDS.values(), "other"), lines)
 
 
 def tables() -> str:
@@ -143,15 +145,11 @@ def tables() -> str:
     return f"{taken_table(rows)}\n\n{kept_table(rows)}"
 
 
-def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rows of each pool and rule, under what heads their line."""
+def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Yield the labels and the rows of each pool and rule."""
     for pool, expansion in POOLS.items():
         for filter_, rule in RULES.items():
-            yield f"{pool} | {filter_}", [row for row in rows if (row["pool"], row["rule"]) == (expansion, rule)]
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{fmean(values):{form}} ± {stdev(values):{form}}"
+            yield (pool, filter_), [row for row in rows if (row["pool"], row["rule"]) == (expansion, rule)]
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def analyse_study(study: Study, embed: Embed | None = None) -> Findings:
 
 def _analyse_arm(arm: Arm) -> ArmFindings:
     results = [{**run.result, **run.repeats} for run in arm.runs]
-    metrics = {name: statistics.estimate(_numbers(results, name)) for name in dict.fromkeys(chain(*results))}
+    metrics = {name: statistics.estimate(statistics.numbers(results, name)) for name in dict.fromkeys(chain(*results))}
     scores = {voice: _scores(arm.runs, voice) for voice in arm.runs[0].graded}
     voices = [scores[voice] for voice in ("target before", "teacher", "target after") if len(scores.get(voice, ()))]
     prompts = _written(arm)
@@ -124,11 +124,6 @@ def _analyse_arm(arm: Arm) -> ArmFindings:
         distinct(prompts, 2),
         self_bleu(prompts),
     )
-
-
-def _numbers(results: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    values = (result.get(name) for result in results)
-    return [float(value) for value in values if isinstance(value, (int, float))]
 
 
 def _by_seed(arm: Arm) -> dict[int, float]:

@@ -5,7 +5,7 @@ Over *questions*: what other held-out questions would show of these very runs (p
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, TypeVar
@@ -75,6 +75,16 @@ def mean_and_sd(values: Sequence[float]) -> Estimate | None:
     if np.allclose(values, values[0], rtol=1e-12, atol=1e-12):
         return Estimate(values[0], len(values), 0.0)
     return Estimate(float(np.mean(values)), len(values), float(np.std(values, ddof=1)))
+
+
+def numbers(results: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """Return a metric of those results that have it."""
+    return [float(result[name]) for result in results if isinstance(result.get(name), (int, float))]
+
+
+def summarise(results: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[Estimate | None]:
+    """Compute mean and standard deviation of each metric, in the order of ``names``; ``None`` if no result has it."""
+    return [mean_and_sd(numbers(results, name)) for name in names]
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
