@@ -45,6 +45,10 @@ def report(sweep, tmp_path_factory):
     return out
 
 
+def seeds_of(arm):
+    return tuple(run.seed for run in arm.runs)
+
+
 def rows(file):
     with file.open(encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
@@ -56,7 +60,7 @@ def rows(file):
 def test_runs_are_put_together_by_what_was_overridden_and_their_seeds_are_told_apart(found):
     labels = [f"target={t}, threshold={x}" for t in ("atlas_neox", "smollm2_135m") for x in ("0.5", "4")]
     assert labels == [arm.arm.label for arm in found.arms]
-    assert {(0, 1)} == {arm.arm.seeds for arm in found.arms}
+    assert {(0, 1)} == {seeds_of(arm.arm) for arm in found.arms}
 
 
 def test_an_arm_that_was_left_at_the_default_is_labelled_with_it(tmp_path):
@@ -90,7 +94,7 @@ def test_a_seed_that_follows_the_runs_is_its_seed_and_one_of_its_own_is_a_settin
     for seed in (0, 1):
         write_run(tmp_path / f"{seed}", [f"seed={seed}"], seed=seed, others={"answer": {"seed": seed}})
     (study,) = runs.collect([tmp_path]).studies
-    assert [(0, 1)] == [arm.seeds for arm in study.arms]
+    assert [(0, 1)] == [seeds_of(arm) for arm in study.arms]
     write_run(tmp_path / "own", ["seed=1", "answer.seed=7"], seed=1, others={"answer": {"seed": 7}})
     (study,) = runs.collect([tmp_path]).studies
     assert 3 == len(study.arms)
@@ -131,7 +135,7 @@ def test_a_run_that_is_damaged_or_unfinished_is_named_with_its_file_and_left_out
     write_run(tmp_path / "good")
     break_it(write_run(tmp_path / "bad", seed=1))
     collection = runs.collect([tmp_path])
-    assert [(0,)] == [arm.seeds for study in collection.studies for arm in study.arms]
+    assert [(0,)] == [seeds_of(arm) for study in collection.studies for arm in study.arms]
     (line,) = collection.left_out
     assert "\n" not in line
     assert re.search(said, line)
@@ -152,7 +156,7 @@ def test_a_run_of_an_earlier_version_counts_with_the_others_and_is_said(tmp_path
     config.write_text("".join(x for x in config.read_text().splitlines(True) if "merge_adapter" not in x))
     (old / "provenance.json").unlink()
     collection = runs.collect([tmp_path])
-    assert [(0, 1)] == [arm.seeds for arm in collection.studies[0].arms]
+    assert [(0, 1)] == [seeds_of(arm) for arm in collection.studies[0].arms]
     assert "is of another version, without `engine.merge_adapter`" in collection.left_out[0]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -36,7 +37,7 @@ def figures_of(found: Findings) -> dict[str, Callable[[], Figure]]:
         drawn += [arms, cost]
     if _lines(found):
         drawn.append(threshold)
-    if any(run.kept or run.dropped for arm in found.study.arms for run in arm.runs):
+    if any(arm.scored for arm in found.study.arms):
         drawn += [perplexities, gaps]
     return {draw.__name__: partial(draw, found) for draw in drawn}
 
@@ -70,20 +71,14 @@ def arms(found: Findings) -> Figure:
             if name in arm.metrics:
                 axes.plot([100 * arm.metrics[name].mean], [place], mark, color="black", markersize=7)
     axes.set_yticks(range(len(shown)), [fill(arm.arm.label, 24) for arm in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlim(-3, 103)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(f"accuracy, points ({found.study.num_questions} questions)")
+    xlabel = f"accuracy, points ({found.study.num_questions} questions)"
+    axes.set(xlim=(-3, 103), ylim=(len(shown) - 0.5, -0.5), axisbelow=True, xlabel=xlabel)
     has_interval = any(arm.metrics[ACCURACY].interval for arm in shown)
-    words = f"tuned, mean and 95 % interval ({_seeds(shown)})" if has_interval else f"tuned ({_seeds(shown)})"
-    mean = _mark(words, "o", linestyle="-" if has_interval else "")
-    marks = [
-        _mark("a run", "|", MIDDLE, markersize=7),
-        _mark("before", "4", markersize=7),
-        _mark("teacher", "3", markersize=7),
-    ]
-    figure.legend(handles=[mean], loc="outside upper left")
+    words = f"tuned{', mean and 95 % interval' * has_interval} ({_seeds(shown)})"
+    figure.legend(handles=[_mark(words, "o", linestyle="-" * has_interval)], loc="outside upper left")
+    looks = {"a run": ("|", MIDDLE), "before": ("4", "black"), "teacher": ("3", "black")}
+    marks = [_mark(label, *look, markersize=7) for label, look in looks.items()]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, columnspacing=1, handletextpad=0.3)
     return figure
 
@@ -93,25 +88,19 @@ def threshold(found: Findings) -> Figure:
     lines = _lines(found)
     figure = Figure(figsize=(WIDTH, 3.2 + 0.14 * len(lines)))
     top, bottom = figure.subplots(2, 1, sharex=True)
-    everyone = [arm for of_line in lines.values() for arm in of_line]
-    width = max(map(_threshold, everyone)) - min(map(_threshold, everyone))
-    for number, ((label, of_line), marker) in enumerate(zip(lines.items(), LOOKS, strict=False)):
+    everyone = [arm for line in lines.values() for _, arm in line]
+    width = np.ptp([threshold for line in lines.values() for threshold, _ in line])
+    for number, ((label, line), marker) in enumerate(zip(lines.items(), LOOKS, strict=False)):
         aside = 0.012 * width * (number - (len(lines) - 1) / 2)  # so that bars do not cover bars
         for axes, metric in ((top, ACCURACY), (bottom, "select/kept_fraction")):
-            points = [(_threshold(arm) + aside, arm.metrics[metric] * 100) for arm in of_line if metric in arm.metrics]
-            if points:
-                places, estimates = zip(*points, strict=True)
-                means, look = (
-                    [estimate.mean for estimate in estimates],
-                    {"fmt": f"k{marker}", "markerfacecolor": "white"},
-                )
-                axes.errorbar(places, means, yerr=_bars(estimates), capsize=2, label=label, **look)
+            points = [(place + aside, arm.metrics[metric] * 100) for place, arm in line if metric in arm.metrics]
+            places, bars = [place for place, _ in points], _bars([estimate for _, estimate in points])
+            means, look = [estimate.mean for _, estimate in points], {"fmt": f"k{marker}", "markerfacecolor": "white"}
+            axes.errorbar(places, means, yerr=bars, capsize=2, label=label, **look)
     _voices(top, everyone)
-    top.set_ylabel(f"accuracy, points\n({found.study.num_questions} questions)")
-    bottom.set_ylabel("kept, % of\nscored responses")
+    top.set(ylabel=f"accuracy, points\n({found.study.num_questions} questions)", ylim=(-4, 104))
+    bottom.set(ylabel="kept, % of\nscored responses", ylim=(-4, 104))
     bottom.set_xlabel(f"threshold, in the rule's unit ({_seeds(everyone)} a point)")
-    for axes in (top, bottom):
-        axes.set_ylim(-4, 104)
     _name_lines(figure, bottom, 40)
     return figure
 
@@ -130,24 +119,21 @@ def perplexities(found: Findings) -> Figure:
     def draw(axes: Axes, arm: Arm) -> None:
         looks: dict[bool, Any] = {False: {"facecolors": "white", "edgecolors": MIDDLE}, True: {"color": "black"}}
         for kept, look in looks.items():
-            all_pairs = {
-                (e.base_ppl, e.teacher_ppl) for run in arm.runs for e, is_kept in run.scored if is_kept == kept
-            }
-            pairs = {pair for pair in all_pairs if np.isfinite(pair).all()}
+            of_side = {(e.base_ppl, e.teacher_ppl) for e, is_kept in arm.scored if is_kept == kept}
+            pairs = [pair for pair in sorted(of_side) if np.isfinite(pair).all()]
             if pairs:
-                base, teacher = zip(*sorted(pairs), strict=True)
+                base, teacher = zip(*pairs, strict=True)
                 size = float(np.clip(2000 / len(pairs), 0.5, 5))  # so that many stay points
                 axes.scatter(base, teacher, s=size, linewidths=min(0.4, size / 5), alpha=0.7, rasterized=True, **look)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set(xscale="log", yscale="log")
         high = max(axes.get_ylim()[1], 2.2)
         surprise = np.geomspace(1, high)
         axes.plot(surprise, surprise, color=LIGHT, zorder=0)
         if (border := _border(arm)) is not None:
             axes.plot(surprise + border, surprise, "--", color=MIDDLE, zorder=0)
         axes.set_ylim(0.95, high)
-        for axis, ticks in ((axes.xaxis, (1.0,)), (axes.yaxis, (1.0, 2.0, 5.0) if high < 30 else (1.0,))):
-            _set_ticks(axis, LogLocator(subs=ticks))
+        _set_ticks(axes.xaxis, LogLocator())
+        _set_ticks(axes.yaxis, LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 else (1.0,)))
 
     handles = [
         _mark("kept", "o", markersize=3),
@@ -162,8 +148,8 @@ def gaps(found: Findings) -> Figure:
     """Draw how many responses have which gap: dropped in white, kept in grey on top of them."""
 
     def draw(axes: Axes, arm: Arm) -> None:
-        sides = [[e.gap for run in arm.runs for e, is_kept in run.scored if is_kept == side] for side in (True, False)]
-        kept, dropped = ([gap for gap in side if np.isfinite(gap)] for side in sides)
+        finite = [(e.gap, is_kept) for e, is_kept in arm.scored if np.isfinite(e.gap)]
+        kept, dropped = ([gap for gap, is_kept in finite if is_kept == side] for side in (True, False))
         everything = np.arcsinh([*kept, *dropped])  # gaps go over many powers of ten, and below 0
         edges = np.sinh(np.linspace(everything.min() - 0.05, everything.max() + 0.05, 31))
         axes.hist([kept, dropped], list(edges), stacked=True, color=[MIDDLE, "white"], edgecolor="black", linewidth=0.4)
@@ -194,10 +180,8 @@ def cost(found: Findings) -> Figure:
             paid, accuracy = _trajectory(arm, name)
             axes.plot(paid, accuracy, f"k{look}", markerfacecolor="white", label=arm.arm.label)
         _voices(axes, shown, named=axes is panels[0])
-        axes.set_xlabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlim(left=0)
-        axes.set_ylim(-4, 104)
+        axes.set(xlabel=unit, xlim=(0, None), ylim=(-4, 104))
     figure.supylabel(f"accuracy, points ({found.study.num_questions} questions, {_seeds(shown)})", fontsize=8)
     title = "" if len(able) == len(shown) else f"the {len(shown)} best of {len(able)} arms"
     _name_lines(figure, panels[0], 44, title)
@@ -219,10 +203,10 @@ def _panels(
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for arm, axes in zip(shown, grid.flat, strict=False):
         draw(axes, arm)
-        kept, dropped = (sum(len(getattr(run, side)) for run in arm.runs) for side in ("kept", "dropped"))
+        kept = sum(is_kept for _, is_kept in arm.scored)
         label = "" if len(every) == 1 else fill(_part(arm, every), 24) + "\n"
         runs = f"{len(arm.runs)} run{'s' * (len(arm.runs) != 1)}"
-        axes.set_title(f"{label}{kept} of {kept + dropped} kept, {runs}", fontsize=7)
+        axes.set_title(f"{label}{kept} of {len(arm.scored)} kept, {runs}", fontsize=7)
     for place, axes in enumerate(grid.flat[len(shown) :], len(shown)):
         axes.set_visible(False)
         grid.flat[place - columns].tick_params(labelbottom=True)
@@ -235,7 +219,7 @@ def _panels(
 
 def _drawn(arm: Arm) -> tuple[float | None, list[tuple[float, float, bool]]]:
     """Return all that a panel shows."""
-    return _border(arm), sorted((e.base_nll, e.teacher_nll, kept) for run in arm.runs for e, kept in run.scored)
+    return _border(arm), sorted((e.base_nll, e.teacher_nll, kept) for e, kept in arm.scored)
 
 
 def _part(arm: Arm, others: Sequence[Arm]) -> str:
@@ -267,27 +251,20 @@ def _evaluated(found: Findings) -> list[ArmFindings]:
     return [arm for arm in found.arms if ACCURACY in arm.metrics]
 
 
-def _lines(found: Findings) -> dict[str, list[ArmFindings]]:
-    """Group arms by all but the threshold, and return the first ``MAX_LINES`` groups with several thresholds."""
-    lines: dict[str, list[ArmFindings]] = {}
+def _lines(found: Findings) -> dict[str, list[tuple[float, ArmFindings]]]:
+    """Group arms by all but the threshold: the first groups with several thresholds."""
+    lines: dict[str, list[tuple[float, ArmFindings]]] = {}
     for arm in found.arms:
         if arm.arm.threshold is not None:
             others = [part for part in arm.arm.label.split(", ") if not part.startswith("threshold=")]
-            lines.setdefault(", ".join(others), []).append(arm)
-    swept = {
-        label: sorted(line, key=_threshold) for label, line in lines.items() if len(set(map(_threshold, line))) > 1
-    }
-    return dict(islice(swept.items(), MAX_LINES))
-
-
-def _threshold(arm: ArmFindings) -> float:
-    assert arm.arm.threshold is not None
-    return arm.arm.threshold
+            lines.setdefault(", ".join(others), []).append((arm.arm.threshold, arm))
+    swept = {label: line for label, line in lines.items() if len({place for place, _ in line}) > 1}
+    return {label: sorted(line, key=itemgetter(0)) for label, line in islice(swept.items(), MAX_LINES)}
 
 
 def _bars(estimates: Iterable[Estimate]) -> list[list[float]]:
     """Return the distances to the ends of the intervals, NaN for estimates without one."""
-    ends = [(e.mean, *(e.interval or (np.nan, np.nan))) for e in estimates]
+    ends = [(estimate.mean, *(estimate.interval or (np.nan, np.nan))) for estimate in estimates]
     return [[mean - low for mean, low, _ in ends], [high - mean for mean, _, high in ends]]
 
 

@@ -136,7 +136,7 @@ def _mean_difference(lead: Values) -> Estimate:
 
 def _written(arm: Arm) -> list[str]:
     """List the distinct prompts that expansion wrote."""
-    prompts = (example.response.prompt for run in arm.runs for example, _ in run.scored)
+    prompts = (example.response.prompt for example, _ in arm.scored)
     return list(dict.fromkeys(prompt.text for prompt in prompts if not prompt.is_seed))
 
 
@@ -168,7 +168,7 @@ def _failures(study: Study) -> Iterable[Failure]:
 def _examples(study: Study) -> Iterable[Example]:
     """Yield the distinct examples, the widest gap first."""
     scored, kept = Counter[Example](), Counter[Example]()
-    for each, is_kept in chain.from_iterable(run.scored for arm in study.arms for run in arm.runs):
+    for each, is_kept in chain.from_iterable(arm.scored for arm in study.arms):
         prompt, response = each.response.prompt.text, each.response.text
         example = Example(prompt, response, each.base_ppl, each.teacher_ppl, each.gap)
         scored[example] += 1

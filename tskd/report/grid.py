@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tskd import config, rehearsal
-from tskd.report.runs import INDIFFERENT, SUBSET, FoundRun, Settings, and_more, flatten, runs_in
+from tskd.report.runs import INDIFFERENT, SUBSET, FoundRun, Settings, abbreviate, flatten, runs_in
 from tskd.report.statistics import mean_and_sd
 from tskd.report.table_writer import columns, format_value, to_markdown
 from tskd.stages.select import shown
@@ -197,7 +197,7 @@ def grid(folders: Sequence[Path]) -> str:
     """Write the table of each paper, and below them the runs that fill no cell and why."""
     runs = list({run.folder.resolve(): run for folder in folders for run in runs_in(folder)}.values())
     parts = [PUBLISHED["notes"], PUBLISHED["assumptions"].format(**PUBLISHED["assumed"])]
-    left_out: dict[str, list[Path]] = defaultdict(list)
+    left_out: dict[str, list[str]] = defaultdict(list)
     heads = columns("transfer", "command", "GPU-hours, estimated", "published", "obtained")
     for paper, experiments_of_paper in experiments().items():
         rows = []
@@ -205,8 +205,7 @@ def grid(folders: Sequence[Path]) -> str:
             counted = []
             for run in filter(experiment.concerns, runs):
                 if differences := experiment.differences(run):
-                    others = len(differences) - 1
-                    left_out[differences[0] + f",{and_more(others)}" * bool(others)].append(run.folder)
+                    left_out[abbreviate(differences, 1)].append(str(run.folder))
                 else:
                     counted.append(run)
             rows.append([*_about(experiment), obtained(experiment, counted)])
@@ -217,7 +216,7 @@ def grid(folders: Sequence[Path]) -> str:
             to_markdown(heads, rows),
         ]
     if left_out:
-        lines = [f"- {why}: {them[0]}{and_more(len(them) - 1)}" for why, them in left_out.items()]
+        lines = [f"- {why}: {abbreviate(them, 1)}" for why, them in left_out.items()]
         parts += ["### In no cell", "\n".join(lines)]
     return "\n\n".join(parts)
 

@@ -13,18 +13,7 @@ import numpy as np
 
 from tskd.records import PRIVATE
 from tskd.report import statistics
-from tskd.report.runs import (
-    MAX_LISTED,
-    SEED,
-    SUBSET,
-    FoundRun,
-    Study,
-    and_more,
-    decisive,
-    group_by_settings,
-    names_apart,
-    task_name,
-)
+from tskd.report.runs import SEED, SUBSET, FoundRun, Study, abbreviate, decisive, group_by_settings, number_repeats
 from tskd.report.statistics import ArmScores, Comparison, Estimate
 
 ACCURACY = "eval/accuracy"
@@ -61,7 +50,7 @@ def average_over_subsets(studies: Sequence[Study]) -> list[Means]:
             of_task = {name: value for name, value in run.settings.items() if name.startswith("task.")}
             alike[decisive(of_task, {SUBSET})].append(run)
     found = [_average(runs) for runs in alike.values() if len({run.subset for run in runs}) > 1]
-    names = names_apart([each.name for each in found])
+    names = number_repeats([each.name for each in found])
     return [replace(each, name=name) for each, name in zip(found, names, strict=True)]
 
 
@@ -70,14 +59,14 @@ def _average(runs: Sequence[FoundRun]) -> Means:
     again = "{0} is {1} on other questions; the mean has the latter alone."
     groups = group_by_settings(runs, {SEED, SUBSET}, lambda run: (run.subset, run.seed), again, left_out)
     subsets = sorted({run.subset for run in runs})
-    benchmark, arms = task_name(runs[0]), []
+    benchmark, arms = runs[0].benchmark, []
     for label, jobs in groups:
         seeds = []
         for seed in sorted({seed for _, seed in jobs}):
             if missing := [subset for subset in subsets if (subset, seed) not in jobs]:
                 left_out.append(
                     f"{benchmark}, {label}, seed {seed} does not count in the mean over {len(subsets)} subsets: it "
-                    f"lacks {', '.join(missing[:MAX_LISTED])}{and_more(len(missing) - MAX_LISTED)}."
+                    f"lacks {abbreviate(missing)}."
                 )
             else:
                 seeds.append(seed)

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,6 @@ from tskd.records import PRIVATE, VOICES, Graded, Scored
 Settings = Mapping[str, Any]
 Key = TypeVar("Key", int, tuple[str, int])
 SEED, SUBSET = "seed", "task.subset"
-MAX_LISTED = 3  # settings that a line names
 # Settings that change no number: where things are, and how they are computed, shown and graded safely.
 INDIFFERENT = {
     *("selection.threshold", "selection.like.threshold"),  # the root's
@@ -45,6 +45,10 @@ class FoundRun:
     @property
     def subset(self) -> str:
         return str(self.settings.get(SUBSET, ""))
+
+    @property
+    def benchmark(self) -> str:
+        return str(self.settings["task._target_"]).rpartition(".")[2].lower()
 
     @property
     def seed(self) -> int:
@@ -80,12 +84,6 @@ class FoundRun:
     @cached_property
     def dropped(self) -> list[Scored]:
         return self._of_iterations("dropped.jsonl")
-
-    @property
-    def scored(self) -> Iterator[tuple[Scored, bool]]:
-        """Everything that was scored, and whether it was kept; the kept first."""
-        yield from ((example, True) for example in self.kept)
-        yield from ((example, False) for example in self.dropped)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -145,9 +143,11 @@ class Arm:
     settings: Settings
     runs: tuple[FoundRun, ...]
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(run.seed for run in self.runs)
+    @cached_property
+    def scored(self) -> list[tuple[Scored, bool]]:
+        """Everything that its runs scored, and whether it was kept; the kept first in each run."""
+        sides = ((side, side is run.kept) for run in self.runs for side in (run.kept, run.dropped))
+        return [(example, is_kept) for side, is_kept in sides for example in side]
 
     @property
     def threshold(self) -> float | None:
@@ -228,26 +228,22 @@ def collect(folders: Sequence[Path]) -> Collected:
             "where several were run alone."
         )
     studies = [
-        Study(" ".join(filter(None, [task_name(runs[0]), runs[0].subset])), _arms(runs, left_out))
+        Study(" ".join(filter(None, [runs[0].benchmark, runs[0].subset])), _arms(runs, left_out))
         for runs in by_questions.values()
     ]
     studies.sort(key=lambda study: study.name)
-    names = names_apart([study.name for study in studies])
+    names = number_repeats([study.name for study in studies])
     named = tuple(replace(study, name=name) for study, name in zip(studies, names, strict=True))
     return Collected(named, tuple(left_out))
 
 
-def flatten(node: Any) -> Settings:
+def flatten(node: Any, name: str = "") -> Settings:
     """Resolve a configuration into values by dotted name; lists are values."""
-
-    def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        if not isinstance(value, dict):
-            yield name, value
-            return
-        for key, each in value.items():
-            yield from leaves(each, f"{name}.{key}" if name else str(key))
-
-    return dict(leaves(OmegaConf.to_container(node, resolve=True), ""))
+    node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if not isinstance(node, dict):
+        return {name: node}
+    parts = (flatten(value, f"{name}.{key}" if name else str(key)) for key, value in node.items())
+    return dict(chain.from_iterable(part.items() for part in parts))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -300,9 +296,8 @@ def _of_one_version(runs: Sequence[FoundRun], left_out: list[str]) -> list[Found
         own = list(run.settings)
         lacking = {n: value for n, value in new.items() if not any(_within(n, o) or _within(o, n) for o in own)}
         if lacking:
-            names = [f"`{name}`" for name in sorted(lacking)]
-            listed = ", ".join(names[:MAX_LISTED]) + and_more(len(names) - MAX_LISTED)
-            left_out.append(f"{run.folder} is of another version, without {listed}: taken to be as in the others.")
+            names = abbreviate([f"`{name}`" for name in sorted(lacking)])
+            left_out.append(f"{run.folder} is of another version, without {names}: taken to be as in the others.")
             run = replace(run, settings={**run.settings, **lacking})
         completed.append(run)  # unchanged if possible: a copy would read its records again
     return completed
@@ -313,16 +308,12 @@ def _within(name: str, own: str) -> bool:
     return name == own or name.startswith(f"{own}.")
 
 
-def and_more(count: int) -> str:
-    """End a list that leaves out so many."""
-    return f" and {count} more" if count > 0 else ""
+def abbreviate(names: Sequence[str], most: int = 3) -> str:
+    """List the first names, and count the others."""
+    return ", ".join(names[:most]) + f" and {len(names) - most} more" * (len(names) > most)
 
 
-def task_name(run: FoundRun) -> str:
-    return str(run.settings["task._target_"]).rpartition(".")[2].lower()
-
-
-def names_apart(names: Sequence[str]) -> list[str]:
+def number_repeats(names: Sequence[str]) -> list[str]:
     """Number the names that occur more than once."""
     numbers = [names[: place + 1].count(name) for place, name in enumerate(names)]
     return [f"{name} ({n})" if names.count(name) > 1 else name for name, n in zip(names, numbers, strict=True)]

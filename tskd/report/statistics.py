@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import scipy  # loads scipy.stats when it is first used
@@ -20,7 +20,6 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 RESAMPLES_AT_ONCE = 1000  # bounds the memory
 MAX_PAIRS = 45  # all of ten arms
-Arm = TypeVar("Arm")
 
 
 @dataclass(frozen=True)
@@ -162,14 +161,19 @@ def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -
 def compare(
     arms: Sequence[ArmScores], difference: Callable[[Values], Estimate | None], ahead: Callable[[Values], float]
 ) -> tuple[Comparison, ...]:
-    """Compare arms pair by pair, with Holm's correction over the pairs.
+    """Compare all pairs of arms, or all arms with the first if there are more than ``MAX_PAIRS``.
 
     Args:
         arms: Scores of the same items.
         difference: Estimates the mean of the differences by item (N,).
         ahead: Counts the items on which the first arm leads, from the same differences.
+
+    Returns:
+        Each pair, with Holm's correction over the pairs.
     """
-    compared = pairs(arms)
+    compared = list(combinations(arms, 2))
+    if len(compared) > MAX_PAIRS:
+        compared = [(arms[0], other) for other in arms[1:]]
     p_values = [paired_test(first.of_items, second.of_items) for first, second in compared]
     found = []
     for (first, second), p, p_holm in zip(compared, p_values, holm(p_values), strict=True):
@@ -178,12 +182,6 @@ def compare(
         counts = ahead(lead), ahead(-lead)
         found.append(Comparison(first.label, second.label, difference(lead), *counts, p, p_holm, *over_seeds))
     return tuple(found)
-
-
-def pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Choose the arms to compare: all with all, or with the first alone if that makes more than ``MAX_PAIRS``."""
-    found = list(combinations(arms, 2))
-    return found if len(found) <= MAX_PAIRS else [(arms[0], other) for other in arms[1:]]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
