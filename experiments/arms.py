@@ -1,4 +1,4 @@
-"""Make the table of the arms from their committed results, or first replace these by the results of a sweep.
+"""Make the table of the arms from committed results, or first from a sweep's.
 
 python experiments/arms.py outputs/arms/…   # writes results/atlas_arms.json
 """
@@ -40,7 +40,10 @@ def collect(sweep: Path) -> Results:
 
 
 def table(results: Results) -> str:
-    """Make a row for each arm, the best first: means ± sd over its seeds; the last column compares seed by seed."""
+    """Make a row for each arm, the best first: means ± sd over its seeds.
+
+    The last column compares seed by seed.
+    """
     rows, rule = [], results.get(RULE, {})
     for arm, by_seed in sorted(results.items(), key=lambda item: -fmean(r["eval/accuracy"] for r in item[1].values())):
         points = [

@@ -1,4 +1,4 @@
-"""Compare the estimate by which `iterations=auto` stops with true coverage, in finished runs of the embedded world.
+"""Compare the estimate by which `iterations=auto` stops with true coverage.
 
     python -m tskd.run -m iterations=10 expansion.num_drafts=60 seed=0,1,2,3,4 training.each_iteration=false \
         task.epochs=1 training.replay.source=none tracking.mode=disabled hydra.sweep.dir=outputs/coverage
@@ -52,7 +52,7 @@ class Row:
 
 
 def draws_of_kept(done: Sequence[Iteration], of: Sequence[Iteration]) -> Counter[str]:
-    """Count how often each prompt that is kept in ``done`` was drafted in the iterations ``of``."""
+    """Count the drafts in ``of`` of each prompt that is kept in ``done``."""
     kept = {e.response.prompt.fingerprint for past in done for e in past.selection.kept}
     draws = Counter[str]()
     for past in of:
@@ -86,7 +86,7 @@ def rows_of(folder: Path, seed: int) -> list[Row]:
 
 
 def coverage_table() -> str:
-    """Average the committed results over the seeds, and the estimates' absolute errors over all rows."""
+    """Average the committed results over seeds, and the absolute errors over rows."""
     results = json.loads(RESULTS.read_text())
     rows = []
     for index in sorted({row["iteration"] for row in results}):

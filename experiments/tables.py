@@ -1,4 +1,7 @@
-"""Make the tables of ``experiments/README.md`` from the committed results: ``python experiments/tables.py``."""
+"""Make the tables of ``experiments/README.md`` from the committed results.
+
+python experiments/tables.py
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -80,7 +83,7 @@ def replay_table() -> str:
 
 
 def transfer_table() -> str:
-    """Compare thresholds from SmolLM2 to Gemma 3 on BBH tasks: means over the seeds that were run to the end."""
+    """Compare thresholds from SmolLM2 to Gemma 3 on BBH tasks, over completed seeds."""
     thresholds = {f"τ = {value}": f"threshold={value}" for value in ("0.5", "1.5")}
     arms = {"no filter": "all", **thresholds, "original data": "original_data"}
     folder, rows = RESULTS / "smollm2_to_gemma3_bbh", list[list[Value]]()
@@ -104,7 +107,10 @@ def _with_values(results: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def pair_table() -> str:
-    """Compare arms from SmolLM2 to Gemma 3 on BBH tasks at one budget, with the mean over the tasks of each seed."""
+    """Compare arms from SmolLM2 to Gemma 3 on BBH tasks at one budget.
+
+    The last row averages over the tasks, seed by seed.
+    """
     arms = {
         "original data": "original_data",
         "no filter": "all",
@@ -184,7 +190,7 @@ def polluted_table() -> str:
 
 
 def screen_table() -> str:
-    """Show what a screen saves and costs, in clean and in polluted pools of the embedded world."""
+    """Show what a screen saves and costs, in clean and in polluted pools."""
     names = (
         "eval/accuracy",
         "prompts/new",
@@ -204,7 +210,7 @@ def screen_table() -> str:
 
 
 def seed_prompts_table() -> str:
-    """Vary the number of seed prompts; accuracy is on the questions that are no seed in any row."""
+    """Vary the number of seeds; accuracy is on the questions that are seeds in no row."""
     names = ("eval/common_accuracy", "prompts/new", *SELECTED)
     rows = {str(number): {f"task.num_seeds={number}"} for number in (2, 4, 8, 16, 32)}
     return sweep_table("atlas_seed_prompts", rows, "seed prompts", names)
@@ -233,7 +239,7 @@ def wrong_teacher_table() -> str:
 
 
 def generator_table() -> str:
-    """Compare what expansions write, with the paper's rule and, except for ``self``, without a filter."""
+    """Compare what expansions write, with the paper's rule and without a filter."""
     names = ("eval/accuracy", "eval/general_accuracy", "prompts/new", "prompts/malformed", *SELECTED)
     rows = {
         f"{expansion}, {label}": {f"expansion={expansion}", f"selection={RULES[label]}"}
@@ -245,7 +251,7 @@ def generator_table() -> str:
 
 
 def rule_table() -> str:
-    """Compare every rule that needs no private data, and thresholds of the paper's, on the same responses."""
+    """Compare rules that need no private data, and thresholds, on the same responses."""
     levels = {
         "ppl_difference": ("0", "0.5", "1.5", "4", "16", "64", "256", "auto"),
         "log_ppl_difference": ("0.4",),
@@ -268,14 +274,14 @@ def rule_table() -> str:
 
 
 def label_table() -> str:
-    """Compare training on the nll of the teacher's texts with training on its soft labels too."""
+    """Compare training on the teacher's texts alone with training on soft labels too."""
     names = ("eval/accuracy", "eval/general_accuracy", "train/loss")
     rows = {name: {f"training={name}"} for name in ("lora", "soft_labels")}
     return sweep_table("atlas_labels", rows, "training", names)
 
 
 def failure_table() -> str:
-    """Show where the method breaks: one setting each, the others as in the other answers."""
+    """Show where the method breaks, one setting in each row."""
     rows = {
         "10 drafts instead of 300": {"expansion.num_drafts=10"},
         "drafts at temperature 0.2": {"expansion.temperature=0.2"},
@@ -294,7 +300,7 @@ def sweep_table(
     labels: str | tuple[str, ...],
     names: Sequence[str] = ("eval/accuracy", *SELECTED),
 ) -> str:
-    """Make a row for all results of a sweep that have its overrides: means ± standard deviations over the seeds.
+    """Make a row for all results of a sweep that have its overrides: means ± sd.
 
     Args:
         file: The name of the file of results.

@@ -1,4 +1,4 @@
-"""Measure tskd's speed and memory beside its peers', on the same pairs, weights and machine.
+"""Measure tskd's speed and memory beside its peers' on the same data and machine.
 
 Each measurement is a process of its own (``work.py``). The sides take turns, every second round backwards, so that a
 machine that slows down does so for all. This process imports no torch: Linux would count its memory as its children's.
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> Row:
-    """Measure what the arguments ask for, write it to ``--out``, print the tables and return all measurements."""
+    """Measure, write to ``--out``, print the tables and return all measurements."""
     args = _arguments(argv)
     results: Row = {"machine": machine(args.threads), "command": _command(args), "measurements": [], "checks": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
 
 
 def in_child(job: Mapping[str, Any]) -> Row:
-    """Run ``job`` by ``work.py`` and return its row; a child that runs out of memory is ``killed``."""
+    """Run ``job`` by ``work.py`` and return its row, or ``killed`` if it was."""
     print(*(job[key] for key in ("kind", "seed", "side")), file=sys.stderr)
     try:
         said = child.python(str(Path(__file__).with_name("work.py")), json.dumps(job), threads=job["threads"])
@@ -111,7 +111,10 @@ def report(results: Row) -> str:
 
 
 def speed_table(rows: list[Row]) -> str:
-    """Make a row for each model, work and side: medians, and ours over the peer's in the same round (range)."""
+    """Make a row for each model, work and side.
+
+    Ratios are ours over the peer's in the same round: median (smallest–largest).
+    """
     medians = {title: key for title, key in MEDIANS.items() if any(key in row for row in rows)}
     lines = []
     of: dict[tuple[str, str, str], dict[int, Row]] = {}
@@ -132,7 +135,7 @@ def speed_table(rows: list[Row]) -> str:
 
 
 def notes(rows: list[Row], checks: list[Row]) -> str:
-    """List what was killed, and what each peer computed in the first round beside ours."""
+    """List what was killed, and each peer's numbers of the first round beside ours."""
     killed = [row for row in rows if "killed" in row]
     lines = [f"- {row['model']}, {row['kind']}, {row['side']}, round {row['round']}: killed" for row in killed]
     for check in checks:

@@ -1,4 +1,4 @@
-"""Measure what the store saves in a sweep, and the time of a run without its models, on the embedded world.
+"""Measure what the store saves in a sweep, and a run's time without its models.
 
 ``python sweep.py OVERRIDE…`` runs ``tskd.run`` in this process and prints where its time went.
 """
@@ -48,7 +48,7 @@ def sweep(settings: str, threads: int) -> dict[str, Any]:
 
 
 def overhead(settings: str, threads: int) -> dict[str, Any]:
-    """Return the seconds of one run, and how many of them the models took: forward, backward, optimiser."""
+    """Return the seconds of one run: whole, forward, backward, optimiser, rest."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(__file__).resolve()), settings, "store=off", "hydra.run.dir=run"]
         said = child.python(*command, threads=threads, folder=Path(folder))
@@ -74,7 +74,7 @@ def overhead_table(row: dict[str, Any]) -> str:
 
 
 def where_time_goes(work: Callable[[], None]) -> dict[str, float]:
-    """Return the seconds of ``work``: in calls of modules, in backward passes, in optimiser steps, and the rest.
+    """Return the seconds of ``work`` in modules, backward passes, optimiser and rest.
 
     Only the outermost call counts, so that nothing counts twice: modules that a backward pass calls are backward.
     """

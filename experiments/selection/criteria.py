@@ -1,4 +1,6 @@
-"""Compare criteria that separate a teacher's own ground from the rest: ``python experiments/selection/criteria.py``.
+"""Compare criteria that separate a teacher's own ground from the rest.
+
+python experiments/selection/criteria.py
 
 It makes the tables of ``README.md`` from the committed rows. A teacher's own kind of prompt is to be kept; other tasks'
 and general ones are not. In the embedded world the facts that only the teacher knows are to be kept; answers that
@@ -58,13 +60,16 @@ def scored(row: Row) -> Scored:
 
 
 def without_end(row: Row) -> float:
-    """Compute the gap of mean token probabilities without the end token, which is half of a one-word answer."""
+    """Compute the gap of mean token probabilities without the end token.
+
+    The end token is half of a one-word answer.
+    """
     base, teacher = (math.exp(-fmean(row[name][:-1] or row[name])) for name in ("base_nll", "teacher_nll"))
     return teacher - base
 
 
 def explained(row: Row) -> float:
-    """Compute the share of the base's perplexity that the teacher lacks: 0 if both have the same."""
+    """Compute the share of the base's perplexity that the teacher lacks, at least 0."""
     return max(0.0, 1 - math.exp(fmean(row["teacher_nll"]) - fmean(row["base_nll"])))
 
 
@@ -74,12 +79,12 @@ def changed(row: Row) -> float:
 
 
 def form(row: Row) -> float:
-    """Return Bhattacharyya's coefficient of the teacher's first token with its mean first token after the seeds."""
+    """Return Bhattacharyya's coefficient of the teacher's first token with the seeds'."""
     return row["seed_overlap"]
 
 
 def ground(row: Row) -> float:
-    """Return 1 if fine-tuning moves the state as on the seeds, 0 if it moves it the other way."""
+    """Return 1 if fine-tuning moves the state as on the seeds, 0 if the other way."""
     return (1 + row["shift_alignment"]) / 2
 
 
@@ -126,7 +131,7 @@ def by_teacher(folder: Path) -> dict[str, list[Row]]:
 
 
 def auc(own: Sequence[float], rest: Sequence[float]) -> float:
-    """Compute the probability that one of ``own`` is above one of ``rest``; ties count half."""
+    """Compute the probability of one of ``own`` above one of ``rest``; ties are half."""
     ranks = rankdata([*own, *rest])
     return (ranks[: len(own)].sum() - len(own) * (len(own) + 1) / 2) / (len(own) * len(rest))
 
@@ -137,7 +142,7 @@ def values(rows: Sequence[Row], criterion: Criterion, *kinds: str) -> list[float
 
 
 def auc_table(teachers: dict[str, list[Row]], names: Collection[str] = CRITERIA) -> str:
-    """Show for each criterion the mean AUC over the teachers, a 95 % interval over prompts, and the worst teacher."""
+    """Show each criterion's mean AUC over teachers, 95 % interval and worst teacher."""
     draw, lines = np.random.default_rng(0), Rows()
     for name in names:
         criterion = CRITERIA[name]
@@ -153,7 +158,7 @@ def auc_table(teachers: dict[str, list[Row]], names: Collection[str] = CRITERIA)
 
 
 def interval(sides: Collection[tuple[list[float], list[float]]], draw: np.random.Generator) -> tuple[float, float]:
-    """Compute the interval of 95 % of the mean AUCs when each teacher's prompts are drawn anew."""
+    """Compute the 95 % bootstrap interval of the mean AUC over each teacher's prompts."""
     pairs = [[np.array(side) for side in pair] for pair in sides]
     means = [fmean(auc(*(draw.choice(side, len(side)) for side in pair)) for pair in pairs) for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -161,13 +166,13 @@ def interval(sides: Collection[tuple[list[float], list[float]]], draw: np.random
 
 
 def planted_kinds(teachers: Sequence[list[Row]]) -> dict[str, str]:
-    """Return what these teachers of the embedded world should not keep; the shipped base knows no code."""
+    """Return what these teachers should not keep; the shipped base knows no code."""
     asked = {row["kind"] for rows in teachers for row in rows}
     return {kind: words for kind, words in PLANTED.items() if kind in asked}
 
 
 def planted_table(teachers: Sequence[list[Row]], names: Collection[str] = CRITERIA) -> str:
-    """Show the AUC of what only the teacher knows against each kind of other prompts in the embedded world."""
+    """Show the AUC of what only the teacher knows against each kind of other prompts."""
     draw, kinds, lines = np.random.default_rng(0), planted_kinds(teachers), Rows()
     for name in names:
         criterion = CRITERIA[name]
@@ -225,7 +230,7 @@ def in_the_seeds_units(*factors: Criterion) -> Callable[[Sequence[Row]], Criteri
 
 
 def few_seeds_table(teachers: Mapping[str, Sequence[list[Row]]], criterion: Criterion) -> str:
-    """Show what a level from 16, 8 or 5 of the seeds keeps; fewer than all are drawn several times and averaged."""
+    """Show what a level from 16, 8 or 5 of the seeds keeps, averaged over draws."""
     lines = Rows()
     for name, of_name in teachers.items():
         for recall in (RECALL, HIGH_RECALL):
@@ -247,7 +252,7 @@ def few_seeds_table(teachers: Mapping[str, Sequence[list[Row]]], criterion: Crit
 
 
 def answers_table(teachers: Sequence[list[Row]]) -> str:
-    """Show how the teachers of the embedded world answer each kind of prompt: means over them."""
+    """Show how the planted teachers answer each kind of prompt: means over them."""
     lines = Rows()
     for kind, words in {"own": "private", **planted_kinds(teachers)}.items():
         rows = [row for teacher in teachers for row in teacher if row["kind"] == kind]
@@ -258,7 +263,7 @@ def answers_table(teachers: Sequence[list[Row]]) -> str:
 def kept_table(
     teachers: Collection[list[Row]], rest: dict[str, str], names: Collection[str] = CRITERIA, recall: float = RECALL
 ) -> str:
-    """Show what fixed thresholds and those from the seeds keep: means over the teachers."""
+    """Show what fixed thresholds and those from the seeds keep, over the teachers."""
     lines = Rows()
     for name in names:
         criterion = CRITERIA[name]
@@ -295,7 +300,7 @@ def teacher_table(teachers: dict[str, list[Row]]) -> str:
 
 
 def style_table(rows: Sequence[Row]) -> str:
-    """Show what each rule keeps of the prompts of a teacher that has learnt nothing but a style."""
+    """Show what each rule keeps of a teacher that has learnt nothing but a style."""
     lines = Rows()
     for name, threshold in [*((name, each) for name, fixed in FIXED.items() for each in fixed)]:
         kept = [[value >= threshold for value in values(rows, CRITERIA[name], kind)] for kind in ("general", "other")]
@@ -304,7 +309,7 @@ def style_table(rows: Sequence[Row]) -> str:
 
 
 def within_topic_table(rows: Sequence[Row]) -> str:
-    """Show the AUC of own prompts that the base answers differently against those that it answers alike."""
+    """Show the AUC of own prompts that the base answers differently against the rest."""
     own = [row for row in rows if row["kind"] in ("own", "seed")]
     other, alike = [row for row in own if not row["is_alike"]], [row for row in own if row["is_alike"]]
     lines = [(name, auc([*map(criterion, other)], [*map(criterion, alike)])) for name, criterion in CRITERIA.items()]

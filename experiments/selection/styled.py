@@ -1,4 +1,6 @@
-"""A teacher with styles of its own, a base that knows half of the codes, a polluted pool: what reaches the target?
+"""Test what reaches the target from a teacher with styles of its own.
+
+The base knows half of the codes, and the pool is polluted.
 
     python experiments/selection/planted.py --work FOLDER   # the bases and teachers
     PYTHONPATH=experiments:experiments/selection python -m tskd.run -m seed=3,4,5 \
@@ -83,7 +85,7 @@ class Styled(Atlas):
 
 @dataclass(frozen=True)
 class Plain(Polluted):
-    """Polluted by what begins otherwise than the private answers, or is known to the base: no tail, no initial."""
+    """Polluted without tails and initials, which begin as private answers do."""
 
     world: int = 3
 
@@ -96,7 +98,7 @@ POOLS = {"all three styles": "polluted.Polluted", "the sentence alone": "styled.
 
 
 def collect(sweep: Path) -> list[dict[str, Any]]:
-    """Make a row for each job: what the target answers as the teacher does, prompts asked and kept, each by kind."""
+    """Make a row for each job: answers taken over, prompts asked and kept, by kind."""
     rows = []
     for file in sorted(sweep.glob("*/.hydra/overrides.yaml")):
         given = dict(str(override).split("=", 1) for override in OmegaConf.load(file))
@@ -121,7 +123,7 @@ def collect(sweep: Path) -> list[dict[str, Any]]:
 
 
 def taken_table(rows: list[dict[str, Any]]) -> str:
-    """Show what the target answers as the teacher does after training, by kind of question: means ± sd over seeds."""
+    """Show the answers taken over from the teacher by kind: means ± sd over the seeds."""
     kinds = ("private", *STYLES)
     lines = [
         [*labels, *summarise([row["taken over"] for row in mine], kinds), *summarise(mine, ["trained_tokens"])]

@@ -1,4 +1,7 @@
-"""Draw figures at the width of one column, legible in greyscale: marks and dashes tell the arms apart, not colours."""
+"""Draw figures at the width of one column, legible in greyscale.
+
+Marks and dashes tell the arms apart, not colours.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +61,7 @@ def save(draw: Callable[[], Figure], folder: Path, name: str) -> None:
 
 
 def arms(found: Findings) -> Figure:
-    """Draw each arm's accuracy: its runs, their mean and interval, between the untouched target and the teacher."""
+    """Draw each arm's runs, mean and interval, between untouched target and teacher."""
     shown = _evaluated(found)
     figure = Figure(figsize=(WIDTH, 1.1 + 0.27 * len(shown)))
     axes = figure.subplots()
@@ -84,7 +87,7 @@ def arms(found: Findings) -> Figure:
 
 
 def threshold(found: Findings) -> Figure:
-    """Draw accuracy and kept fraction against the threshold, a line for each other setting."""
+    """Draw accuracy and kept fraction by threshold, a line for each other setting."""
     lines = _lines(found)
     figure = Figure(figsize=(WIDTH, 3.2 + 0.14 * len(lines)))
     top, bottom = figure.subplots(2, 1, sharex=True)
@@ -114,7 +117,10 @@ def _name_lines(figure: Figure, axes: Axes, width: int, title: str = "") -> None
 
 
 def perplexities(found: Findings) -> Figure:
-    """Draw base against teacher perplexity of all scored responses; the paper's rule keeps right of the dashed line."""
+    """Draw base against teacher perplexity of all scored responses.
+
+    The paper's rule keeps what lies right of the dashed line.
+    """
 
     def draw(axes: Axes, arm: Arm) -> None:
         looks: dict[bool, Any] = {False: {"facecolors": "white", "edgecolors": MIDDLE}, True: {"color": "black"}}
@@ -145,7 +151,7 @@ def perplexities(found: Findings) -> Figure:
 
 
 def gaps(found: Findings) -> Figure:
-    """Draw how many responses have which gap: dropped in white, kept in grey on top of them."""
+    """Draw a histogram of the gaps: dropped in white, kept in grey below them."""
 
     def draw(axes: Axes, arm: Arm) -> None:
         finite = [(e.gap, is_kept) for e, is_kept in arm.scored if np.isfinite(e.gap)]
@@ -169,7 +175,10 @@ def gaps(found: Findings) -> Figure:
 
 
 def cost(found: Findings) -> Figure:
-    """Draw accuracy after each iteration against the cost until then: an arm's mean over its seeds."""
+    """Draw accuracy after each iteration against the cost until then.
+
+    Both are an arm's means over its seeds.
+    """
     able = sorted(_evaluated(found), key=lambda arm: -arm.metrics[ACCURACY].mean)
     shown = able[:MAX_LINES]
     units = {"generated_tokens": "tokens generated", "trained_tokens": "tokens trained on", "seconds": "seconds"}
@@ -191,7 +200,7 @@ def cost(found: Findings) -> Figure:
 def _panels(
     found: Findings, draw: Callable[[Axes, Arm], None], xlabel: str, ylabel: str, handles: Sequence[Any]
 ) -> Figure:
-    """Draw a panel for each arm; arms with the same responses share one, as those that differ only in the target."""
+    """Draw a panel for each arm; arms with the same responses share one."""
     every: list[Arm] = []
     for arm in found.study.arms:
         if (drawn := _drawn(arm))[1] and all(drawn != _drawn(other) for other in every):
@@ -263,13 +272,16 @@ def _lines(found: Findings) -> dict[str, list[tuple[float, ArmFindings]]]:
 
 
 def _bars(estimates: Iterable[Estimate]) -> list[list[float]]:
-    """Return the distances to the ends of the intervals, NaN for estimates without one."""
+    """Return the distances to the intervals' ends, NaN for estimates without one."""
     ends = [(estimate.mean, *(estimate.interval or (np.nan, np.nan))) for estimate in estimates]
     return [[mean - low for mean, low, _ in ends], [high - mean for mean, _, high in ends]]
 
 
 def _voices(axes: Axes, shown: Sequence[ArmFindings], named: bool = True) -> None:
-    """Draw a line for each accuracy of a teacher or an untouched target, and name the highest."""
+    """Draw a line for each accuracy of teachers and untouched targets.
+
+    The highest of each is named.
+    """
     for name, label, dashes in (("teacher", "teacher", (6, 2)), ("target", "before", (1, 2))):
         estimates = [arm.metrics.get(f"eval/{name}_accuracy") for arm in shown]
         values = {round(estimate.mean, 6) for estimate in estimates if estimate}
@@ -281,7 +293,10 @@ def _voices(axes: Axes, shown: Sequence[ArmFindings], named: bool = True) -> Non
 
 
 def _trajectory(arm: ArmFindings, cost: str) -> tuple[list[float], list[float]]:
-    """Return cost and accuracy in points after each iteration that all seeds have, means over the seeds."""
+    """Return cost and accuracy (points) after each iteration that all seeds have.
+
+    Both are means over the seeds.
+    """
     paid, reached = [], []
     for index in range(min(len(run.rows) for run in arm.arm.runs)):
         accuracies = [run.rows[index].get(ACCURACY) for run in arm.arm.runs]

@@ -1,4 +1,4 @@
-"""Analyse the runs of a study: each arm's numbers, arms against each other, kept prompts, the target's failures."""
+"""Analyse a study: each arm's numbers, comparisons, examples and failures."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +55,10 @@ class ArmFindings:
 
 @dataclass(frozen=True)
 class Failure:
-    """A held-out question that the teacher gets right and the target does not, in ``wrong`` of an arm's ``n`` runs."""
+    """A held-out question that the teacher gets right and the target wrong.
+
+    The target fails in ``wrong`` of the arm's ``n`` runs.
+    """
 
     arm: str
     question: str
@@ -141,7 +144,7 @@ def _written(arm: Arm) -> list[str]:
 
 
 def _scores(runs: Sequence[FoundRun], voice: str) -> Values:
-    """Compute for each private question, in order, the fraction of the runs that have it right (N,).
+    """Compute for each private question, in order, the fraction of right runs (N,).
 
     The fractions are weighted so that their mean is the reported accuracy, the mean over the groups of a benchmark.
     """

@@ -1,4 +1,4 @@
-"""Write the published tables beside the results of finished runs, in Markdown, from their folders alone.
+"""Write the published tables beside the results of finished runs, in Markdown.
 
 python -m tskd.report grid                     # commands, estimated GPU-hours and published cells
 python -m tskd.report grid outputs/…           # and the results of the runs and sweeps in these folders
@@ -39,7 +39,7 @@ MBPP, ORIGINAL_MBPP = "tskd.tasks.mbpp.Mbpp", "original MBPP, "
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row of the grid: settings by dotted name, the values of those that its sweep varies, published numbers."""
+    """A row of the grid: settings, the values of its sweep, published numbers."""
 
     name: str
     settings: Settings
@@ -62,7 +62,7 @@ class Experiment:
 
     @property
     def subsets(self) -> tuple[str, ...]:
-        """The parts of the benchmark that the cell averages, each with a teacher of its own; or one, unnamed."""
+        """The parts of the benchmark that the cell averages, or a single unnamed one."""
         return self.sweep.get(SUBSET, ("",))
 
     @property
@@ -71,12 +71,15 @@ class Experiment:
         return len(self.sweep["threshold"]) * len(self.sweep["seed"])
 
     def concerns(self, run: FoundRun) -> bool:
-        """Return whether the run is of these models and this benchmark, with whatever settings."""
+        """Return whether the run has these models and this benchmark."""
         names = ("base.checkpoint.name", "target.checkpoint.name", "task._target_")
         return all(self.settings[name] == run.settings.get(name) for name in names)
 
     def differences(self, run: FoundRun) -> list[str]:
-        """List what makes the run's number differ from this cell's, the plainest first; empty for a run that counts."""
+        """List how the run differs from this cell, the plainest first.
+
+        A run that counts has no differences.
+        """
         if is_rehearsal(run):
             return ["a rehearsal"]
         if run.status != "completed":
@@ -95,7 +98,10 @@ def is_rehearsal(run: FoundRun) -> bool:
 
 
 def scores(run: FoundRun) -> dict[str, Scores]:
-    """Return teacher, target before and target after, in points, by the name of the test; "" if there is only one."""
+    """Return teacher, target before and target after in points, by the test's name.
+
+    The name is empty if there is only one test.
+    """
     own = _points(run.result[f"eval/{name}"] for name in ("teacher_accuracy", "target_accuracy", "accuracy"))
     if run.settings["task._target_"] != MBPP:
         return {"": own}
@@ -130,7 +136,7 @@ def _experiment(name: str, published: Mapping[str, str]) -> Experiment:
 
 
 def obtained(experiment: Experiment, runs: Sequence[FoundRun]) -> str:
-    """Write the cell, in points: for each threshold, mean and standard deviation over the seeds that have all subsets.
+    """Write the cell in points, by threshold, over the seeds that have all subsets.
 
     Different tests, the original MBPP's and EvalPlus's, have lines of their own, under their names. Of two runs of the
     same job, the later one in ``runs`` counts.
@@ -163,12 +169,12 @@ def _points(fractions: Iterable[float]) -> Scores:
 
 
 def hours(kind: str, tokens: float, model: str) -> float:
-    """Estimate the GPU-hours in which ``model`` trains on, reads or writes so many tokens."""
+    """Estimate the GPU-hours for ``model`` to train on, read or write so many tokens."""
     return float(tokens * FLOP[kind] * PARAMETERS[model] / (PEAK_FLOPS * UTILISATION[kind]) / 3600)
 
 
 def estimate(experiment: Experiment) -> tuple[float, float]:
-    """Estimate the GPU-hours of all teachers, and of the transfers from them for one threshold and one seed."""
+    """Estimate the GPU-hours of all teachers, and of the transfers of one job each."""
     of, texts = experiment.settings, TEXTS[experiment.benchmark]
     base, target = of["base.checkpoint.name"], of["target.checkpoint.name"]
     writer = target if of["expansion.writer"] == "target" else base
@@ -194,7 +200,7 @@ def estimate(experiment: Experiment) -> tuple[float, float]:
 
 
 def grid(folders: Sequence[Path]) -> str:
-    """Write the table of each paper, and below them the runs that fill no cell and why."""
+    """Write each paper's table, and below them the runs that fill no cell and why."""
     runs = list({run.folder.resolve(): run for folder in folders for run in runs_in(folder)}.values())
     parts = [PUBLISHED["notes"], PUBLISHED["assumptions"].format(**PUBLISHED["assumed"])]
     left_out: dict[str, list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Average over the subsets of a benchmark, as papers report it: over BBH's 27 tasks, over MMLU's 57 subjects.
+"""Average over the subsets of a benchmark, as papers report it.
 
 Each subset is a run of its own and has the same weight, however many questions it has. A run on several subsets at once
 has this mean as its accuracy.
@@ -41,7 +41,10 @@ class Means:
 
 
 def average_over_subsets(studies: Sequence[Study]) -> list[Means]:
-    """Average each benchmark of which several subsets were run alone, with the same settings of the task."""
+    """Average each benchmark of which several subsets were run alone.
+
+    The runs must agree in the other settings of the task.
+    """
     alike: dict[str, list[FoundRun]] = defaultdict(list)
     for run in (run for study in studies for arm in study.arms for run in arm.runs):
         has_all = all(isinstance(run.result.get(name), (int, float)) for name in METRICS)

@@ -1,4 +1,4 @@
-"""Write a report as one HTML file that opens without a server: tables, figures, and examples to search."""
+"""Write a report as one HTML file that opens without a server."""
 
 import json
 import math
@@ -23,7 +23,7 @@ GAP_FILTERS = """\
 
 @dataclass(frozen=True)
 class Section:
-    """What a report shows under one heading: tables of numbers, tables of texts, figures as files in ``folder``."""
+    """A part of a report: tables of numbers, tables of texts, figures in ``folder``."""
 
     name: str
     folder: Path
@@ -33,7 +33,7 @@ class Section:
 
 
 def page(about: Sequence[str], sections: Sequence[Section]) -> str:
-    """Make the page from lines about the runs and from sections whose figures have been drawn."""
+    """Make the page from lines about the runs and from sections with drawn figures."""
     data: dict[str, Any] = {}
     links: list[str] = []
     body = [f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in about)}</ul>"]
@@ -63,7 +63,7 @@ def _table(table: Table) -> str:
 
 
 def _browser(anchor: str, table: Table) -> str:
-    """Make the form that the page's script filters by, and an empty table that it fills."""
+    """Make the form and the empty table that the page's script fills."""
     filters = GAP_FILTERS if table.columns[0].name == "gap" else ""
     return (
         f'<section data-browse="{anchor}"><h3 id="{anchor}">{table.title}</h3>'

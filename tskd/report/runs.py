@@ -1,4 +1,4 @@
-"""Read runs from their folders alone, and group them by their questions and their settings."""
+"""Read runs from their folders, and group them by questions and settings."""
 
 import re
 from collections import defaultdict
@@ -31,7 +31,7 @@ INDIFFERENT = {
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run in its folder, finished or not: its settings by dotted name, its result and its status.
+    """A run in its folder, finished or not, with its settings by dotted name.
 
     Its records are read when they are used.
     """
@@ -60,7 +60,7 @@ class FoundRun:
 
     @cached_property
     def overrides(self) -> dict[str, str]:
-        """The overrides of the command line, by name; none for a run that was not started from it."""
+        """The overrides of the command line by name; none if there was no command line."""
         file = self.folder / ".hydra" / "overrides.yaml"
         given = [str(each) for each in OmegaConf.load(file)] if file.is_file() else []
         return {name.lstrip("+"): value for name, _, value in (each.partition("=") for each in given)}
@@ -72,7 +72,7 @@ class FoundRun:
 
     @cached_property
     def graded(self) -> dict[str, list[Graded]]:
-        """Each voice's answers to the held-out questions; no voice if there were no questions."""
+        """Each voice's answers to the held-out questions; empty without questions."""
         names = artifacts.graded_as(f"iteration_{self._last_trained}")
         paths = {voice: self.folder / "evaluation" / f"{name}.jsonl" for voice, name in names.items()}
         return {voice: artifacts.read_lines(Graded, path) for voice, path in paths.items() if path.is_file()}
@@ -91,7 +91,7 @@ class FoundRun:
 
     @cached_property
     def repeats(self) -> dict[str, float]:
-        """The shares of prompts and responses that repeat 8 words in a row of given text, from `tskd.audit`."""
+        """The shares of texts that repeat 8 words in a row, from `tskd.audit`."""
         kinds = _read(self.folder / "audit.json")
         return {
             f"audit/{kind}": max(found["with_8_words"] / max(1, found["texts"]) for found in against.values())
@@ -105,7 +105,7 @@ class FoundRun:
 
     @property
     def questions(self) -> tuple[tuple[str, str], ...]:
-        """Split and question of all held-out questions, in the order of every voice's answers."""
+        """Split and question of all held-out questions, in the order of the answers."""
         return tuple((answer.split, answer.question) for answer in self.graded.get("teacher", ()))
 
     def check(self) -> None:
@@ -137,7 +137,7 @@ class FoundRun:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ only in their seed, in the order of their seeds; ``label`` sets them apart from other arms."""
+    """Runs that differ only in their seed, in its order, and the label of the arm."""
 
     label: str
     settings: Settings
@@ -145,7 +145,7 @@ class Arm:
 
     @cached_property
     def scored(self) -> list[tuple[Scored, bool]]:
-        """Everything that its runs scored, and whether it was kept; the kept first in each run."""
+        """What its runs scored, and whether it was kept; the kept first in each run."""
         sides = ((side, side is run.kept) for run in self.runs for side in (run.kept, run.dropped))
         return [(example, is_kept) for side, is_kept in sides for example in side]
 
@@ -247,7 +247,10 @@ def flatten(node: Any, name: str = "") -> Settings:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Find the folders of runs, in and below a folder, including jobs that ended before they had a configuration."""
+    """Find the folders of runs in and below a folder.
+
+    Jobs that ended before they had a configuration count too.
+    """
     found = []
     for file in sorted(folder.rglob("config.yaml")):  # Hydra's own and W&B's have the same name
         if file.parent.name == ".hydra":
@@ -332,7 +335,7 @@ def _arms(runs: Sequence[FoundRun], left_out: list[str]) -> tuple[Arm, ...]:
 def group_by_settings(
     runs: Sequence[FoundRun], apart: set[str], key: Callable[[FoundRun], Key], again: str, left_out: list[str]
 ) -> list[tuple[str, dict[Key, FoundRun]]]:
-    """Group runs whose settings are equal except for those that are ``apart``, and those that follow the seed.
+    """Group runs with equal settings, except ``apart`` and those that follow the seed.
 
     Args:
         runs: Of two runs with the same key in a group, the later one counts.
@@ -356,19 +359,19 @@ def group_by_settings(
 
 
 def decisive(settings: Settings, apart: Collection[str]) -> str:
-    """Return a key that is equal for settings that are, except for those that are ``apart`` or change no number."""
+    """Return a key of the settings, without ``apart`` and those that change no number."""
     return repr(sorted((k, repr(v)) for k, v in settings.items() if k not in apart and k not in INDIFFERENT))
 
 
 def _following(runs: Sequence[FoundRun]) -> Iterator[str]:
-    """Yield the settings that equal the run's seed in every run that has them, such as that of a random rule."""
+    """Yield the settings that equal the seed in every run that has them."""
     for name in {name for run in runs for name in run.settings if name.endswith(f".{SEED}")}:
         if all(run.settings.get(name) in (None, run.seed) for run in runs):
             yield name
 
 
 def labels(runs: Sequence[FoundRun], apart: Collection[str] = ()) -> list[str]:
-    """Label each run by the overrides in which it differs from the others, or by settings if those do not differ.
+    """Label each run by the overrides, or else the settings, in which it differs.
 
     Args:
         runs: The runs to tell apart.

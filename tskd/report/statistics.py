@@ -1,4 +1,4 @@
-"""Compute intervals and paired tests by scipy and statsmodels, in fractions rather than points.
+"""Compute intervals and paired tests by scipy and statsmodels, in fractions.
 
 Two things vary, and each has its own interval. Over *seeds*: what another run of the same setting would give (t).
 Over *questions*: what other held-out questions would show of these very runs (paired bootstrap, McNemar).
@@ -24,7 +24,7 @@ MAX_PAIRS = 45  # all of ten arms
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of ``n`` values; standard deviation and interval are ``None`` if there are too few values."""
+    """A mean of ``n`` values; deviation and interval are ``None`` with too few values."""
 
     mean: float
     n: int
@@ -82,7 +82,10 @@ def numbers(results: Iterable[Mapping[str, Any]], name: str) -> list[float]:
 
 
 def summarise(results: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[Estimate | None]:
-    """Compute mean and standard deviation of each metric, in the order of ``names``; ``None`` if no result has it."""
+    """Compute mean and standard deviation of each metric, in the order of ``names``.
+
+    A metric that no result has is ``None``.
+    """
     return [mean_and_sd(numbers(results, name)) for name in names]
 
 
@@ -100,7 +103,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def bootstrap(*samples: Values, statistic: Any = np.mean) -> Interval | None:
-    """Compute the BCa interval of a statistic of paired samples (``scipy.stats.bootstrap``).
+    """Compute the BCa bootstrap interval of a statistic of paired samples.
 
     Returns:
         ``None`` if nothing varies.
@@ -123,7 +126,7 @@ def _resampling() -> dict[str, Any]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Compute the p value of McNemar's exact test on the items that only one of two has right."""
+    """Compute the p value of McNemar's exact test on items that only one has right."""
     discordant = only_first + only_second
     return float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
 
@@ -161,7 +164,7 @@ def paired_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -
 def compare(
     arms: Sequence[ArmScores], difference: Callable[[Values], Estimate | None], ahead: Callable[[Values], float]
 ) -> tuple[Comparison, ...]:
-    """Compare all pairs of arms, or all arms with the first if there are more than ``MAX_PAIRS``.
+    """Compare all pairs of arms, or all with the first beyond ``MAX_PAIRS`` pairs.
 
     Args:
         arms: Scores of the same items.
@@ -192,7 +195,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def newcombe(only_first: int, only_second: int, both: int, neither: int) -> Interval:
-    """Compute an interval for the difference of two paired proportions, first minus second.
+    """Compute an interval for the difference of two paired proportions.
 
     It has width even if all items agree, where the bootstrap has none.
 
@@ -218,7 +221,9 @@ def newcombe(only_first: int, only_second: int, both: int, neither: int) -> Inte
 
 
 def recovered_gain(before: Values, teacher: Values, after: Values) -> Estimate | None:
-    """Compute (after − before) / (teacher − before) and its bootstrap interval over questions.
+    """Compute (after − before) / (teacher − before) and its bootstrap interval.
+
+    Burns et al. (2023) call it performance gap recovered.
 
     Args:
         before, teacher, after: Scores by question (N,) of the untouched target, the teacher and the tuned target.

@@ -22,14 +22,14 @@ TEX_SIGNS |= {"±": r"$\pm$", "−": "$-$", "–": "--", "→": r"$\to$"}
 
 @dataclass(frozen=True)
 class Column:
-    """A head, the digits after the point, and the factor of its numbers: 100 turns fractions into points."""
+    """A head, digits after the point, and a factor: 100 turns fractions into points."""
 
     name: str
     digits: int = 0
     factor: float = 1
 
     def scale(self, value: Value) -> Value:
-        """Multiply a number or an estimate by the factor; return texts and ``None`` as they are."""
+        """Multiply a number or an estimate by the factor; keep texts and ``None``."""
         return value if value is None or isinstance(value, str) or self.factor == 1 else value * self.factor
 
     def show(self, value: Value) -> str:
@@ -39,7 +39,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows, the name of the file, and a caption that names the intervals and n."""
+    """Columns, rows, the file's name, and a caption that names the intervals and n."""
 
     name: str
     caption: str
@@ -71,7 +71,10 @@ def columns(*names: str, digits: int = 0, factor: float = 1) -> tuple[Column, ..
 
 
 def format_value(value: Value, digits: int) -> str:
-    """Format a value for people: an estimate as ``mean ± sd [low, high]``, a whole number without digits."""
+    """Format a value for people: an estimate as ``mean ± sd [low, high]``.
+
+    A whole number has no digits after the point.
+    """
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -125,7 +128,7 @@ def _csv_parts(value: Value) -> list[float | int | str | None]:
 
 
 def to_latex(table: Table) -> str:
-    """Write a ``table*`` that needs the packages booktabs and graphicx and shrinks to the width of the text.
+    """Write a ``table*`` as wide as the text at most; needs booktabs and graphicx.
 
     Heads and labels are wrapped and intervals stand below their means, so that few tables need to shrink.
     """

@@ -113,7 +113,10 @@ def _cost(found: Findings) -> Table:
 
 
 def _comparisons(name: str, caption: str, ahead: Sequence[Column], comparisons: Sequence[Comparison]) -> list[Table]:
-    """Make the table of comparisons, if there are any; ``ahead`` heads the counts of items on which each arm leads."""
+    """Make the table of comparisons, if there are any.
+
+    ``ahead`` heads the counts of items on which each arm leads.
+    """
     heads = (
         *(*columns("first", "second"), Column("difference", 1, 100), *ahead),
         *(*columns("p", "p (Holm)", digits=4), Column("differ")),
