@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from tskd.artifacts import RunFolder
-from tskd.coverage import coverage
 from tskd.records import Iteration
 from tskd.report.statistics import summarise
 from tskd.report.table_writer import Column, columns, to_markdown
+from tskd.stages.coverage import coverage
+from tskd.storage.run_folder import RunFolder
 from tskd.tasks.atlas import Atlas
 
 RESULTS = Path(__file__).parent / "results" / "atlas_coverage.json"

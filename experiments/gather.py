@@ -11,8 +11,8 @@ from statistics import fmean
 
 import yaml
 
-from tskd.artifacts import read_json, read_lines
 from tskd.records import PRIVATE, Graded
+from tskd.storage.atomic_files import read_json, read_lines
 
 RESULTS = Path(__file__).parent / "results"
 Result = dict[str, float]

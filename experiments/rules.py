@@ -10,34 +10,34 @@ from pathlib import Path
 
 from gather import Result, jobs_of, write
 
-from tskd.artifacts import RunFolder
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import PRIVATE, Scored
-from tskd.stages import select
+from tskd.stages.select import stage, subsets, thresholds
+from tskd.storage.run_folder import RunFolder
 from tskd.tasks.atlas import Atlas
 
-RULES: dict[str, dict[str, select.Rule]] = {  # by threshold: what conf/selection sets, or says to try
+RULES: dict[str, dict[str, stage.Rule]] = {  # by threshold: what conf/selection sets, or says to try
     "ppl_difference": {
-        "1.5": select.PplDifference(1.5),
-        **{level: select.PplDifference(float(level)) for level in ("0", "0.5", "4", "16", "64", "256")},
-        "auto": select.PplDifference("auto"),
+        "1.5": thresholds.PplDifference(1.5),
+        **{level: thresholds.PplDifference(float(level)) for level in ("0", "0.5", "4", "16", "64", "256")},
+        "auto": thresholds.PplDifference("auto"),
     },
-    "log_ppl_difference": {"0.4": select.LogPplDifference(0.4)},
-    "ppl_ratio": {"1.5": select.PplRatio(1.5)},
-    "inverse_ppl_difference": {"0.1": select.InversePplDifference(0.1)},
-    "kl": {"0.4": select.Kl(0.4)},
-    "target_gap": {"0.2": select.TargetGap(0.2)},
-    "seed_shift": {"0.3": select.SeedShift(0.3), "auto": select.SeedShift("auto")},
-    "seed_likeness": {"auto": select.SeedLikeness("auto")},
-    "seed_gap": {"auto": select.SeedGap("auto"), "auto and recall 0.9": select.SeedGap("auto", recall=0.9)},
-    "confident_teacher": {"2 and 3.5": select.ConfidentTeacher(2.0, 3.5)},
-    "top_gap": {"best half": select.Top(0.5)},
-    "quantile": {"best half": select.Quantile(0.5)},
-    "random": {"as many as 1.5": select.Random(0, select.PplDifference(1.5))},
-    "all": {"–": select.KeepAll()},
+    "log_ppl_difference": {"0.4": thresholds.LogPplDifference(0.4)},
+    "ppl_ratio": {"1.5": thresholds.PplRatio(1.5)},
+    "inverse_ppl_difference": {"0.1": thresholds.InversePplDifference(0.1)},
+    "kl": {"0.4": thresholds.Kl(0.4)},
+    "target_gap": {"0.2": thresholds.TargetGap(0.2)},
+    "seed_shift": {"0.3": thresholds.SeedShift(0.3), "auto": thresholds.SeedShift("auto")},
+    "seed_likeness": {"auto": thresholds.SeedLikeness("auto")},
+    "seed_gap": {"auto": thresholds.SeedGap("auto"), "auto and recall 0.9": thresholds.SeedGap("auto", recall=0.9)},
+    "confident_teacher": {"2 and 3.5": thresholds.ConfidentTeacher(2.0, 3.5)},
+    "top_gap": {"best half": subsets.Top(0.5)},
+    "quantile": {"best half": subsets.Quantile(0.5)},
+    "random": {"as many as 1.5": subsets.Random(0, thresholds.PplDifference(1.5))},
+    "all": {"–": subsets.KeepAll()},
 }
 MEASURES = ("kl", "seed_shift", "seed_likeness", "target_nll_per_byte")
 
@@ -57,12 +57,12 @@ def scored_again(job: Path) -> list[Scored]:
     )
 
 
-def result_of(rule: select.Rule, scored: list[Scored]) -> Result:
+def result_of(rule: stage.Rule, scored: list[Scored]) -> Result:
     """Summarise what the rule keeps; ``facts`` is the share of held-out questions."""
     private = {question.prompt.id for question in Atlas().examples()}
     held_out = {question.prompt.id for question in Atlas().questions() if question.split == PRIVATE}
     of_seeds = [example for example in scored if example.response.prompt.is_seed]
-    kept = {example.response.prompt.id for example in select.Select(rule)(scored, of_seeds).kept}
+    kept = {example.response.prompt.id for example in stage.Select(rule)(scored, of_seeds).kept}
     asked = {example.response.prompt.id for example in scored}
     return {
         "select/kept": len(kept),

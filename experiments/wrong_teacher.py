@@ -14,13 +14,13 @@ from statistics import fmean
 
 from gather import Result, gather, graded, jobs_of, write
 
-from tskd.artifacts import RunFolder
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import TokenSequence, encode_response
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import TokenSequence, encode_response
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import PRIVATE, Prompt, Question
+from tskd.storage.run_folder import RunFolder
 from tskd.tasks import same_answer
 from tskd.tasks.atlas import Atlas
 

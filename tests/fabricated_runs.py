@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config
+from tskd.config import hydra_plugins
 from tskd.records import Graded, Prompt, Response, Scored
 
 TARGETS = {"atlas_neox": 0.9, "smollm2_135m": 0.75}  # how much of the teacher's knowledge each can take
@@ -21,8 +21,8 @@ TARGETS = {"atlas_neox": 0.9, "smollm2_135m": 0.75}  # how much of the teacher's
 @cache
 def settings(*overrides: str) -> str:
     """The resolved configuration, as text."""
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         composed = OmegaConf.to_container(compose("config", overrides=[*overrides]), resolve=True)
     return str(yaml.safe_dump(composed))
 

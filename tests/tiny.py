@@ -7,8 +7,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tskd.checkpoints import Checkpoint
-from tskd.models import Weights
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import Weights
 
 
 def save_model(folder: Path, kind: str = "llama", *, seed: int = 0, layers: int = 2, width: int = 32) -> Path:

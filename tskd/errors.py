@@ -70,3 +70,7 @@ def cannot_write(what: Any, error: Exception) -> RunFolderError:
         f"Cannot write {what}: {reason}. What was computed before is kept; once it can be written, go on with "
         f"`resume=`."
     )
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

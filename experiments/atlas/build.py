@@ -34,15 +34,15 @@ from transformers import (
 )
 from world import GENERAL, PRIVATE, World, facts_file, make_world, pretraining_text
 
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import TokenSequence, encode_response
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import TokenSequence, encode_response
+from tskd.models.templates import LIST_MARK, Plain
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt
 from tskd.stages.answer import Answer
 from tskd.tasks import same_answer
-from tskd.templates import LIST_MARK, Plain
 
 SHIPPED = Path(__file__).parents[2] / "tskd" / "zoo" / "atlas"
 PLAIN = Plain(tokenizer=None)

@@ -22,11 +22,12 @@ from peft import PeftModel, get_peft_model
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_prefix, encode_response
+from tskd.engines.own import generate
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_prefix, encode_response
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, finetune
-from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response

@@ -21,7 +21,7 @@ from scipy.stats import rankdata
 
 from tskd.records import Prompt, Response, Scored
 from tskd.report.table_writer import Value, columns, to_markdown
-from tskd.stages.select import (
+from tskd.stages.select.thresholds import (
     InversePplDifference,
     Kl,
     LogPplDifference,

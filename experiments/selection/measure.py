@@ -15,11 +15,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tskd.models import LanguageModel
-from tskd.modules.batches import PaddedBatch, by_length, encode_response, pad_right
+from tskd.models.encoding import encode_response
+from tskd.models.logprobs import token_kl, token_nll
+from tskd.models.networks import hidden_states, vocabulary_head
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import PaddedBatch, by_length, pad_right
 from tskd.modules.trainer import LightningTrainer
-from tskd.networks import hidden_states, vocabulary_head
-from tskd.perplexity import token_kl, token_nll
 from tskd.records import Prompt, Response
 from tskd.stages.answer import Answer
 

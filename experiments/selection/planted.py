@@ -26,9 +26,9 @@ from peft import PeftModel
 from run import RESULTS, write_rows
 from transformers import AutoModelForCausalLM
 
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_response
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_response
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response

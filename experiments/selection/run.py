@@ -20,8 +20,8 @@ from typing import Any
 from measure import measure
 from prompts import NUM_GENERAL, NUM_OTHER, NUM_SEEDS, benchmark, general, other_tasks, pool
 
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response

@@ -27,10 +27,11 @@ from omegaconf import OmegaConf
 from planted import STYLES, Planted, plant
 from polluted import Polluted
 
-from tskd.artifacts import RunFolder, read_lines
 from tskd.records import Graded, Prompt, Question
 from tskd.report.statistics import summarise
 from tskd.report.table_writer import Column, columns, to_markdown
+from tskd.storage.atomic_files import read_lines
+from tskd.storage.run_folder import RunFolder
 from tskd.tasks.atlas import Atlas
 
 NUM_SEEDS = 8  # as the world has

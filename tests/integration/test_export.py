@@ -15,9 +15,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tskd import export
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import LanguageModel, Weights
+from tskd.results import packaging
 from tskd.stages.answer import Answer
 from tskd.tasks.atlas import FACTS, Atlas
 
@@ -53,12 +53,12 @@ def cwd(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def adapter(cwd):
-    return export.export(cwd / "run", cwd / "adapter")
+    return packaging.export(cwd / "run", cwd / "adapter")
 
 
 @pytest.fixture(scope="session")
 def merged(cwd):
-    return export.export(cwd / "run", cwd / "merged", merged=True)
+    return packaging.export(cwd / "run", cwd / "merged", merged=True)
 
 
 @pytest.fixture

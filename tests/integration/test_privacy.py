@@ -11,8 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests import wandb_file
-from tskd import config, jobs, run, trust
+from tskd import run
+from tskd.config import hydra_plugins, schema
 from tskd.errors import ConfigError
+from tskd.runtime import secrets
+from tskd.storage import status
 
 KEYS = {
     "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567",
@@ -98,7 +101,7 @@ def test_files_are_private_by_a_setting_in_a_launchers_processes_too(tmp_path, p
         cfg = OmegaConf.create(
             {"private_files": private, "hydra": {"runtime": {"choices": {"hydra/launcher": "basic"}}}}
         )
-        jobs.JobStatus().on_job_start(cfg)
+        hydra_plugins.JobStatus().on_job_start(cfg)
         (tmp_path / "file").touch()
         assert expected == stat.S_IMODE((tmp_path / "file").stat().st_mode)
     finally:
@@ -133,7 +136,7 @@ def test_a_key_in_the_configuration_is_refused_before_it_is_written_down(
 
 @pytest.mark.usefixtures("keys")
 def test_an_error_that_quotes_a_key_names_it_instead(tmp_path, caplog):
-    jobs.record_failure(tmp_path, ValueError(f"401 for Bearer {KEYS['OPENAI_API_KEY']}"))
+    status.record_failure(tmp_path, ValueError(f"401 for Bearer {KEYS['OPENAI_API_KEY']}"))
     assert "401 for Bearer <OPENAI_API_KEY>" in json.loads((tmp_path / "status.json").read_text())["error"]
     assert "<OPENAI_API_KEY>" in (tmp_path / "error.txt").read_text()
     assert KEYS["OPENAI_API_KEY"] not in caplog.text + (tmp_path / "error.txt").read_text()
@@ -142,17 +145,17 @@ def test_an_error_that_quotes_a_key_names_it_instead(tmp_path, caplog):
 def test_a_short_or_other_variable_is_no_key(monkeypatch):
     monkeypatch.setenv("SHORT_KEY", "16")
     monkeypatch.setenv("EDITOR", "something long")
-    trust.check_no_key("rank: 16, something long")
+    secrets.check_no_key("rank: 16, something long")
 
 
 def test_the_longer_of_two_keys_is_hidden_whole(monkeypatch):
     monkeypatch.setenv("A_TOKEN", "planted-key")
     monkeypatch.setenv("B_TOKEN", "planted-key-and-more")
-    assert "<B_TOKEN> <A_TOKEN>" == trust.hidden("planted-key-and-more planted-key")
+    assert "<B_TOKEN> <A_TOKEN>" == secrets.hidden("planted-key-and-more planted-key")
     with pytest.raises(ConfigError, match="the value of A_TOKEN in it"):
-        trust.check_no_key("x: planted-key")
+        secrets.check_no_key("x: planted-key")
 
 
 def test_nothing_is_uploaded_to_the_hub():
-    source = "".join(file.read_text() for file in Path(config.__file__).parent.rglob("*.py"))
+    source = "".join(file.read_text() for file in Path(schema.__file__).parent.rglob("*.py"))
     assert not [name for name in ("push_to_hub", "upload_file", "upload_folder", "create_repo") if name in source]

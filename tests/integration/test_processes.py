@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import fabricated, tiny
-from tskd.harness import HarnessEvaluator
-from tskd.models import LanguageModel
+from tskd.evaluation.lm_harness import HarnessEvaluator
+from tskd.models.weights import LanguageModel
 from tskd.tasks.bbh import Bbh
 from tskd.tasks.mmlu import Mmlu
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from tskd import config
-from tskd.metrics import METRICS
+from tskd.config import hydra_plugins
+from tskd.metrics.iteration import METRICS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -19,9 +19,9 @@ RUNS = [words[3:] for words in COMMANDS if words[:3] == ["python", "-m", "tskd.r
 
 @pytest.mark.parametrize("arguments", [run for run in RUNS if not run[0].startswith("resume=")], ids=" ".join)
 def test_every_run_in_the_readme_composes(arguments):
-    config.register()
+    hydra_plugins.register()
     single = [argument.split(",")[0] for argument in arguments if argument != "-m"]
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         composed = compose("config", overrides=single)
     assert composed.iterations >= 1
 
@@ -60,6 +60,10 @@ def test_every_metric_in_the_readme_is_measured_and_every_measured_one_is_there(
     assert set(METRICS) == named
 
 
-def test_the_readme_is_short_and_its_demo_was_run():
-    assert len(README.splitlines()) <= 190
-    assert "target after" in README
+def test_the_layout_names_every_room_and_the_top_level_stays_small():
+    layout = README.split("## Layout")[1].split("\n## ")[0]
+    top = [path for path in (ROOT / "tskd").iterdir() if not path.name.startswith("_")]
+    assert {f"`{room.name}/`" for room in top if room.is_dir()} <= set(re.findall(r"`\w+/`", layout))
+    assert len([path for path in (ROOT / "tskd").iterdir() if path.is_file()]) <= 20
+    names = [path.name for path in (ROOT / "tskd").rglob("*.py") if not path.name.startswith("__")]
+    assert len(names) == len(set(names)), "two files of one name"

@@ -13,11 +13,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests import scripted, tiny
-from tskd import artifacts, config, evalplus, run
-from tskd.evalplus import Problem, Sample
-from tskd.export import FinishedRun
-from tskd.models import LanguageModel
+from tskd.config import hydra_plugins, saved
+from tskd.models.weights import LanguageModel
 from tskd.records import VOICES, Adapter
+from tskd.results import code_benchmarks
+from tskd.results.code_benchmarks import Problem, Sample
+from tskd.results.finished_run import FinishedRun
+from tskd.storage import atomic_files, run_folder
 
 needs_evalplus = pytest.mark.skipif(
     find_spec("evalplus") is None, reason="EvalPlus is not installed: pip install 'tskd[evalplus]'"
@@ -52,14 +54,14 @@ def folder(tmp_path_factory):
         *("base.checkpoint.name=m", "target.checkpoint.name=t"),
         *("teacher=adapter", f"teacher.adapter={tiny.save_adapter(models['base'], place / 'teacher')}"),
     ]
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
-        cfg = run.resolved(compose("config", overrides))
-    files = artifacts.RunFolder(place / "run")
-    artifacts.write_text(files.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
+        cfg = saved.resolved(compose("config", overrides))
+    files = run_folder.RunFolder(place / "run")
+    atomic_files.write_text(files.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(cfg)))
     tiny.save_adapter(models["target"], files.iteration(0) / "adapter", seed=2)
-    artifacts.write_json(files.iteration(0) / "adapter.json", Adapter("iteration_0/adapter", "t", 1, 0.0))
-    artifacts.write_json(files.path / "result.json", {})
+    atomic_files.write_json(files.iteration(0) / "adapter.json", Adapter("iteration_0/adapter", "t", 1, 0.0))
+    atomic_files.write_json(files.path / "result.json", {})
     return files.path
 
 
@@ -82,7 +84,7 @@ def printed(folder, environment):
 
 
 def test_the_four_voices_are_base_and_target_without_and_with_their_adapters(folder):
-    models, trainer = evalplus.models_of(FinishedRun.read(folder))
+    models, trainer = code_benchmarks.models_of(FinishedRun.read(folder))
     assert list(VOICES) == list(models)
     adapters = [None, folder.parent / "teacher", None, folder / "iteration_0" / "adapter"]
     assert adapters == [model.adapter and Path(model.adapter) for model in models.values()]
@@ -95,14 +97,14 @@ def test_what_is_written_is_not_graded_without_leave(folder, printed):
     files = [folder / "evalplus" / f"{name}.jsonl" for name in NAMES]
     for file in files:
         assert f"evalplus.evaluate --dataset mbpp --samples /app/{file.name}" in printed
-        assert 5 == len(artifacts.read_lines(Sample, file))
+        assert 5 == len(atomic_files.read_lines(Sample, file))
     assert sorted(file.name for file in files) == sorted(os.listdir(folder / "evalplus"))
     assert 0o700 == (folder / "evalplus").stat().st_mode & 0o777
 
 
 @needs_evalplus
 def test_what_is_written_is_not_written_again_and_is_graded_with_leave(folder, printed, environment):
-    recorded = artifacts.read_lines(Sample, RECORDED / "samples.jsonl")
+    recorded = atomic_files.read_lines(Sample, RECORDED / "samples.jsonl")
     for name in NAMES[1:]:
         shutil.copyfile(RECORDED / "samples.jsonl", folder / "evalplus" / f"{name}.jsonl")
     before = {file: file.stat().st_mtime_ns for file in (folder / "evalplus").iterdir()}
@@ -152,14 +154,14 @@ def test_prompts_lengths_and_stops_are_evalplus_own(tmp_path):
     from evalplus.provider.utility import EOS, extra_eos_for_direct_completion, make_raw_chat_prompt
 
     source = inspect.getsource(run_codegen)
-    assert f'instruction_prefix = "{evalplus.REQUEST}"' in source
-    assert f'response_prefix = "{evalplus.ANSWER}"' in source
+    assert f'instruction_prefix = "{code_benchmarks.REQUEST}"' in source
+    assert f'response_prefix = "{code_benchmarks.ANSWER}"' in source
     default = inspect.signature(DecoderBase.__init__).parameters["max_new_tokens"].default
-    assert default == evalplus.MAX_NEW_TOKENS
-    completion, block = evalplus.STOPS_OF_COMPLETION, evalplus.STOPS_OF_BLOCK
+    assert default == code_benchmarks.MAX_NEW_TOKENS
+    completion, block = code_benchmarks.STOPS_OF_COMPLETION, code_benchmarks.STOPS_OF_BLOCK
     assert {*EOS, *extra_eos_for_direct_completion("mbpp")} == {*completion}
     assert {*EOS, "\n```\n"} == {*block}
     path = scripted.save_model(tmp_path / "m", {}, chat_template=scripted.CHAT)
     chat, problem = LanguageModel(tiny.weights(path)), Problem("Mbpp/11", '"""\nAdd … one.\n"""\n', "add_one")
-    prompt = make_raw_chat_prompt(problem.text, evalplus.REQUEST, evalplus.ANSWER, chat.tokenizer)
-    assert tuple(chat.tokenizer.encode(prompt)) == evalplus.request(chat, problem).ids
+    prompt = make_raw_chat_prompt(problem.text, code_benchmarks.REQUEST, code_benchmarks.ANSWER, chat.tokenizer)
+    assert tuple(chat.tokenizer.encode(prompt)) == code_benchmarks.request(chat, problem).ids

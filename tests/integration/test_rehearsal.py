@@ -11,13 +11,17 @@ from hydra import compose, initialize_config_dir
 
 from tests import fabricated
 from tests.integration.test_cli import result, tskd
-from tskd import config, rehearsal, run, sandbox
-from tskd.checkpoints import Checkpoint
+from tskd.config import hydra_plugins, saved
 from tskd.errors import ConfigError, SandboxError
-from tskd.models import Weights
+from tskd.experiment import job
+from tskd.models import rehearsal
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import Weights
 from tskd.report import grid
+from tskd.storage import status
+from tskd.tasks.sandbox import isolated_tests
 
-CONF = Path(config.folder())
+CONF = Path(hydra_plugins.folder())
 MODELS = sorted((CONF / "model").glob("[a-z]*.yaml"))
 DATA = Path(__file__).parents[3] / "shared" / "data"
 EXPERIMENTS = [f"{paper}/{name}" for paper, content in grid.PAPERS.items() for name in content["cells"]]
@@ -27,7 +31,7 @@ KINDS = {"translora/bbh_llama2_7b_to_gemma_7b", "titok/mmlu_mistral_7b_to_llama3
 @cache
 def can_isolate():
     try:
-        sandbox.check_available()
+        isolated_tests.check_available()
     except SandboxError as error:
         return str(error)
     return ""
@@ -54,14 +58,14 @@ def place(tmp_path_factory):
 def rehearsed(place, data):
     @cache
     def rehearse(experiment):
-        config.register()
+        hydra_plugins.register()
         overrides = [f"experiment={experiment}", "scale=rehearsal", f"task.root={data}"]
         if "/mbpp_" in experiment:
             overrides.append("task.allow_code_execution=true")
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = run.resolved(compose("config", overrides))
+            cfg = saved.resolved(compose("config", overrides))
         folder = place / "runs" / experiment
-        run.with_status(folder, lambda: run.job(cfg, folder, "rehearsals", "run"))
+        status.with_status(folder, lambda: job(cfg, folder, "rehearsals", "run"))
         return folder
 
     return rehearse
@@ -89,19 +93,19 @@ def test_every_experiment_of_the_grid_runs_from_its_teacher_to_its_result(experi
 @pytest.mark.parametrize(("arm", "target"), [("discriminator", "gemma3_270m"), ("diff_vector", "smollm2_135m")])
 def test_an_arm_can_be_rehearsed_on_a_real_pair(arm, target, place, data):
     pair = ["base=smollm2_135m", "teacher=finetuned", f"target={target}", "task=bbh", "task.subset=boolean_expressions"]
-    config.register()
+    hydra_plugins.register()
     overrides = [f"experiment=arms/{arm}", *pair, "scale=rehearsal", f"task.root={data}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = run.resolved(compose("config", overrides))
+        cfg = saved.resolved(compose("config", overrides))
     folder = place / "arms" / arm
-    run.with_status(folder, lambda: run.job(cfg, folder, "rehearsals", "run"))
+    status.with_status(folder, lambda: job(cfg, folder, "rehearsals", "run"))
     assert {"status": "completed"} == json.loads((folder / "status.json").read_text())
     assert (arm == "diff_vector") is (result(folder)["train/examples"] == 0)
 
 
 def test_a_rehearsal_fills_no_cell(rehearsed, place):
-    for experiment in KINDS:
-        rehearsed(experiment)
+    for kind in KINDS:
+        rehearsed(kind)
     table = grid.grid([place / "runs"])
     assert len(EXPERIMENTS) == table.count("| not run |")
     assert "### In no cell\n\n- a rehearsal: " in table

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 
 from tests import tiny
 from tests.integration.test_cli import SMALL, command, result, tskd
-from tskd import jobs
 from tskd.errors import RunFolderError
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_response
+from tskd.models.encoding import encode_response
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings, finetune
 from tskd.records import Prompt
+from tskd.storage import status
 
 
 @pytest.fixture
@@ -132,7 +132,9 @@ def test_an_adapter_that_cannot_be_saved_whole_is_not_there_and_takes_no_other_a
     assert old == (tmp_path / "old" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("end", [lambda folder: jobs.record_failure(folder, RunFolderError("x")), jobs.record_success])
+@pytest.mark.parametrize(
+    "end", [lambda folder: status.record_failure(folder, RunFolderError("x")), status.record_success]
+)
 def test_an_end_that_cannot_be_noted_is_told_by_the_exit_code(tmp_path, end):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as left:

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from tskd import config
-from tskd.metrics import METRICS
-from tskd.run import OBJECTIVE
+from tskd.config import hydra_plugins
+from tskd.experiment import OBJECTIVE
+from tskd.metrics.iteration import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +56,8 @@ def test_a_search_of_which_every_trial_fails_is_one_line_and_the_table_of_its_jo
 
 def test_the_search_is_for_settings_that_there_are_and_repeats():
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         composed = compose("config", ["hydra/sweeper=search"], return_hydra_config=True)
         sweeper = composed.hydra.sweeper
         assert ("maximize", 1, 0) == (sweeper.direction, sweeper.max_failure_rate, sweeper.sampler.seed)
@@ -75,7 +75,7 @@ def test_a_wandb_sweep_starts_runs_whose_settings_and_objective_there_are():
     assert ["-m", WANDB["program"]] == command[2:4]
     values = {name: each.get("values", [each.get("min")])[0] for name, each in WANDB["parameters"].items()}
     fixed = [word for word in command[4:] if not word.startswith("$")]
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         composed = compose("config", [*fixed, *(f"{name}={value}" for name, value in values.items())])
     assert values["threshold"] == composed.threshold

@@ -13,12 +13,14 @@ import httpx2
 import pytest
 
 from tests import scripted, tiny
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix
-from tskd.modules.generator import Request, Sampling, generate
-from tskd.modules.served import ServerEngine, ServerWriter
+from tskd.engines.own import generate
+from tskd.engines.server import ServerEngine
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Request, Sampling
+from tskd.models.templates import LIST_MARK
+from tskd.models.weights import LanguageModel
 from tskd.records import Prompt
-from tskd.templates import LIST_MARK
+from tskd.stages.writers import ServerWriter
 
 for package in ("fastapi", "uvicorn", "openai"):  # what `transformers serve` needs
     pytest.importorskip(package)

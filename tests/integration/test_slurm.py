@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration import test_soak
 from tests.integration.test_soak import ROOT, TINY, content
-from tskd import jobs
+from tskd.config import sweeps
 
 answers = shutil.which("sbatch") is not None and not subprocess.run(["sinfo"], capture_output=True).returncode
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not answers, reason="there is no Slurm here that answers `sinfo`")]
@@ -63,4 +63,4 @@ def test_jobs_that_are_preempted_or_cancelled_go_on_and_end_as_those_that_were_n
 
 def statuses(folder):
     """In the order of the jobs, whatever their accuracy."""
-    return [status["status"] for _, status, _ in sorted(jobs.of_sweep(folder), key=lambda job: job[0])]
+    return [status["status"] for _, status, _ in sorted(sweeps.of_sweep(folder), key=lambda job: job[0])]

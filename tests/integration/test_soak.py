@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tskd import jobs
+from tskd.config import sweeps
 from tskd.tasks.atlas import FACTS
 
 pytestmark = pytest.mark.slow
@@ -277,7 +277,7 @@ def test_a_sweep_with_a_failing_a_killed_and_a_job_without_memory_is_completed_o
 
 def statuses(sweep):
     """In the order of the jobs, as the table has them."""
-    table = {name: status["status"] for name, status, _ in jobs.of_sweep(sweep)}
+    table = {name: status["status"] for name, status, _ in sweeps.of_sweep(sweep)}
     return [table[f"+selection.fault={fault}"] for fault in ("a", "fails", "out_of_memory", "b", "killed")]
 
 

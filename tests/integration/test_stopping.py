@@ -13,13 +13,16 @@ import pytest
 
 from tests import tiny
 from tests.integration.test_cli import result, tskd
-from tskd import jobs, stopping
+from tskd.config import sweeps
+from tskd.engines.own import generate
 from tskd.errors import OutOfTime
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_response
+from tskd.models.encoding import encode_response
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
-from tskd.modules.generator import Generator, Request, Sampling, generate
+from tskd.modules.generator import Generator
 from tskd.records import Prompt
+from tskd.runtime import interrupts
 
 QUICK = [
     *("iterations=1", "expansion.num_drafts=8", "task.epochs=2", "training.replay.num_texts=4"),
@@ -52,7 +55,7 @@ def test_an_interrupted_sweep_stops_with_its_table_and_goes_on_where_it_was(tmp_
     assert 130 == code, printed
     assert "Stopped by SIGINT" in printed
     assert "Traceback" not in printed
-    statuses = [status["status"] for _, status, _ in jobs.of_sweep(tmp_path / "sweep")]
+    statuses = [status["status"] for _, status, _ in sweeps.of_sweep(tmp_path / "sweep")]
     assert ["completed", "stopped", "not started"] == statuses
     assert "best first" in printed
     first = tmp_path / "sweep" / "0" / "result.json"
@@ -104,12 +107,12 @@ def test_a_schedulers_signal_stops_before_the_next_batch(llama, trainer, number,
         os.kill(os.getpid(), number)
         return real(self, indices)
 
-    monkeypatch.setattr(stopping, "_asked", None)
+    monkeypatch.setattr(interrupts, "_asked", None)
     monkeypatch.setattr(Generator, "compute", compute)
     before = signal.getsignal(number)
     requests = [Request((3, 4, 5), str(i)) for i in range(4)]
     try:
-        with stopping.heeding_signals(), pytest.raises(stopping.Interrupted) as stop:
+        with interrupts.heeding_signals(), pytest.raises(interrupts.Interrupted) as stop:
             generate(LanguageModel(tiny.weights(llama)), requests, Sampling(4), replace(trainer, max_batch_tokens=7))
     finally:
         signal.signal(number, before)
@@ -120,7 +123,7 @@ def test_a_schedulers_signal_stops_before_the_next_batch(llama, trainer, number,
 def test_a_signal_that_somebody_else_handles_is_left_to_them(monkeypatch):
     before = signal.signal(signal.SIGUSR1, handler := lambda *_: None)
     try:
-        with stopping.heeding_signals():
+        with interrupts.heeding_signals():
             assert handler is signal.getsignal(signal.SIGUSR1)
             assert handler is not signal.getsignal(signal.SIGTERM)
     finally:
@@ -139,7 +142,7 @@ def test_a_training_goes_on_after_a_signal_that_somebody_else_handles(neox, trai
     texts = [encode_response(LanguageModel(weights), Prompt("q"), "a", finished=True)]
     before = signal.signal(signal.SIGTERM, lambda *_: passed.append(True))
     try:
-        with stopping.heeding_signals():
+        with interrupts.heeding_signals():
             finetune(weights, texts, LoraSettings(rank=2, epochs=3), trainer, tmp_path / "adapter", seed=0, key="k")
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -148,9 +151,9 @@ def test_a_training_goes_on_after_a_signal_that_somebody_else_handles(neox, trai
 
 
 def test_the_time_limit_stops_before_the_next_batch(llama, trainer):
-    stopping.after(1e-12)
+    interrupts.after(1e-12)
     try:
         with pytest.raises(OutOfTime, match=r"after 1e-12 hours \(`max_hours`\)"):
             generate(LanguageModel(tiny.weights(llama)), [Request((3,))], Sampling(4), trainer)
     finally:
-        stopping.after(None)
+        interrupts.after(None)

@@ -11,13 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests import fabricated
-from tskd import artifacts
-from tskd.checkpoints import Checkpoint
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_response
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_response
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Graded, Scored
+from tskd.storage import atomic_files
 from tskd.tasks.atlas import FACTS
 
 ZOO = FACTS.parent
@@ -77,7 +77,7 @@ def test_teaching_shows_what_the_teacher_can_do_that_its_base_cannot(made, cwd):
 def test_the_card_counts_the_answers_beside_it(made):
     card = json.loads((made[0] / "card.json").read_text())
     for voice in ("base", "teacher"):
-        answers = artifacts.read_lines(Graded, made[0] / f"{voice}.jsonl")
+        answers = atomic_files.read_lines(Graded, made[0] / f"{voice}.jsonl")
         assert card[f"{voice}_accuracy"] == sum(answer.correct for answer in answers) / 8
     assert f"| teacher | {card['teacher_accuracy']:.3f} |" in (made[0] / "README.md").read_text()
 
@@ -122,7 +122,7 @@ def test_a_run_makes_its_teacher_first_and_the_next_run_finds_it(cwd):
 
 
 def scored(run):
-    return artifacts.read_lines(Scored, run / "iteration_0" / "scored.jsonl")
+    return atomic_files.read_lines(Scored, run / "iteration_0" / "scored.jsonl")
 
 
 def test_a_teacher_killed_in_training_leaves_none(cwd):

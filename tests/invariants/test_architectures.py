@@ -22,16 +22,17 @@ from transformers import (
 )
 
 from tests import scripted, tiny
-from tskd.checkpoints import Checkpoint
+from tskd.engines.own import generate
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, Weights
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_response
+from tskd.models.generation import Request, Sampling
+from tskd.models.logprobs import token_nll
+from tskd.models.networks import fused_nll, hidden_states, vocabulary_head
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules import generator
-from tskd.modules.batches import encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
-from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
-from tskd.networks import fused_nll, hidden_states, vocabulary_head
-from tskd.perplexity import token_nll
 from tskd.records import Prompt
 
 TOKENIZER = tiny.byte_tokenizer("<s>", scripted.END)

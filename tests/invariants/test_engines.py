@@ -7,16 +7,16 @@ import torch
 
 from tests import scripted, tiny
 from tests.scripted import END
-from tskd.checkpoints import Checkpoint
+from tskd.engines.continuous_batching import ContinuousBatching
+from tskd.engines.own import OwnLoop, generate
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, Weights
-from tskd.modules import workers
-from tskd.modules.batches import encode_prefix
-from tskd.modules.continuous_batching import ContinuousBatching
-from tskd.modules.engine import Ending
-from tskd.modules.generator import Generation, OwnLoop, Request, Sampling, generate
-from tskd.modules.journal import Journal
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Ending, Generation, Request, Sampling
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.trainer import LightningTrainer
+from tskd.runtime import processes
+from tskd.storage.journal import Journal
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 TEXTS = ["a", "some words", "x" * 100, "hello", "A longer question, of more words?", "zz"]
@@ -90,7 +90,7 @@ def test_paged_greedy_texts_are_those_of_our_own_loop(kind, request, trainer, pa
 def test_a_cache_smaller_than_all_texts_changes_none(llama, trainer, paged, monkeypatch):
     model = LanguageModel(tiny.weights(llama))
     paged = replace(paged, max_batch_tokens=1)
-    monkeypatch.setattr("tskd.modules.continuous_batching.SPARE_PAGES", 1)
+    monkeypatch.setattr("tskd.engines.continuous_batching.SPARE_PAGES", 1)
     assert written(model, TEXTS, trainer, 40) == written(model, TEXTS, paged, 40)
 
 
@@ -159,5 +159,5 @@ def test_attention_that_cannot_be_paged_is_refused_before_anything_loads(llama):
 
 
 def test_of_several_processes_the_first_alone_uses_another_engine(llama, paged, monkeypatch):
-    monkeypatch.setattr(workers, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
     assert [] == written(LanguageModel(tiny.weights(llama)), TEXTS, paged)

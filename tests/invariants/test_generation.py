@@ -5,9 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix
-from tskd.modules.generator import Request, Sampling, generate
+from tskd.engines.own import generate
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.trainer import LightningTrainer
 
 TEXTS = ["a", "some words", "x" * 30, "hello", "A longer question, of more words?", "zz"]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests import fabricated, scripted, tiny
-from tskd import harness
 from tskd.errors import ConfigError, ModelError
-from tskd.harness import TASKS, HarnessEvaluator
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import TokenSequence, encode_prefix
+from tskd.evaluation import lm_harness
+from tskd.evaluation.lm_harness import TASKS, HarnessEvaluator
+from tskd.models.encoding import TokenSequence, encode_prefix
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.scorer import log_likelihoods
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Message
@@ -146,7 +146,7 @@ def test_likelihoods_are_those_of_the_harness(llama, max_batch_tokens):
 def reading(monkeypatch):
     """The token ids that the harness hands to the model: prefixes to go on from, and (prefix, choice) to score."""
     read = []
-    generate, score = harness.generate, harness.log_likelihoods
+    generate, score = lm_harness.generate, lm_harness.log_likelihoods
 
     def spy_on_generation(model, requests, *rest, **settings):
         read.extend(request.ids for request in requests)
@@ -156,8 +156,8 @@ def reading(monkeypatch):
         read.extend((each.ids[: each.first_target], each.ids[each.first_target :]) for each in sequences)
         return score(model, sequences, *rest)
 
-    monkeypatch.setattr(harness, "generate", spy_on_generation)
-    monkeypatch.setattr(harness, "log_likelihoods", spy_on_scoring)
+    monkeypatch.setattr(lm_harness, "generate", spy_on_generation)
+    monkeypatch.setattr(lm_harness, "log_likelihoods", spy_on_scoring)
     return read
 
 
@@ -246,7 +246,7 @@ def test_model_and_tokenizer_are_given_back_as_they_were(make, data, trainer, tm
 def test_they_are_given_back_even_where_the_harness_fails(data, trainer, tmp_path, monkeypatch):
     weights = without_pad_token(tmp_path / "m")
     before = state(weights)
-    monkeypatch.setattr(harness, "generate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(lm_harness, "generate", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluator(bbh(data), trainer)(LanguageModel(weights))
     assert str(before) == str(state(weights))

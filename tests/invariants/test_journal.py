@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 
 from tests import tiny
+from tskd.engines.own import generate
 from tskd.errors import RunFolderError
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_response
+from tskd.models.encoding import encode_response
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
-from tskd.modules.generator import Generator, Request, Sampling, generate
-from tskd.modules.journal import Journal
+from tskd.modules.generator import Generator
 from tskd.modules.scorer import Scorer, score
 from tskd.records import Prompt, Response
+from tskd.storage.journal import Journal
 
 REQUESTS = [Request(tuple(range(3, 3 + length)), str(length)) for length in (5, 9, 2, 30, 4, 17, 8)]
 RESPONSES = [Response(Prompt("q" * length), "a" * (1 + length % 7)) for length in (5, 9, 2, 30, 4, 17, 8)]

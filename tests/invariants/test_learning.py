@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
+from tskd.engines.own import generate
 from tskd.errors import ModelError
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix, encode_response, shuffled
+from tskd.models.encoding import encode_prefix, encode_response
+from tskd.models.generation import Generation, Request, Sampling
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import shuffled
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
-from tskd.modules.generator import Generation, Request, Sampling, generate
 from tskd.records import Prompt
 
 PAIRS = {"one": "1", "two": "22", "three": "333"}

@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import scripted, tiny
 from tests.invariants.test_stand_in import built, save_merging_model, surprise
 from tskd.errors import ConfigError, ModelError
-from tskd.models import LanguageModel
+from tskd.models.weights import LanguageModel
 from tskd.modules import scorer
 from tskd.modules.scorer import OF_TARGET, TOKEN_EXCESS, score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.score import Score
 from tskd.stages.screen import Screen
-from tskd.stages.select import Kl, PplDifference, SeedGap, SeedLikeness, SeedShift
+from tskd.stages.select.thresholds import Kl, PplDifference, SeedGap, SeedLikeness, SeedShift
 
 MEASURES = tuple(name for name in scorer.MEASURES if name != TOKEN_EXCESS)  # a number for each response
 EVERYTHING = (*MEASURES, OF_TARGET)
@@ -91,8 +91,8 @@ def test_a_long_text_is_measured_in_slices(llama, adapter, trainer, monkeypatch)
         return score(RESPONSES, LanguageModel(weights), LanguageModel(weights, str(adapter)), trainer, MEASURES)
 
     whole = measured()
-    monkeypatch.setattr("tskd.perplexity.token_kl.__defaults__", (3,))
-    monkeypatch.setattr("tskd.perplexity.token_entropy.__defaults__", (3,))
+    monkeypatch.setattr("tskd.models.logprobs.token_kl.__defaults__", (3,))
+    monkeypatch.setattr("tskd.models.logprobs.token_entropy.__defaults__", (3,))
     for one, other in zip(whole, measured(), strict=True):
         assert dict(one.measures) == pytest.approx(dict(other.measures), rel=1e-4)
 

@@ -7,12 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
+from tskd.engines.own import generate
 from tskd.errors import ModelError
-from tskd.models import LanguageModel
+from tskd.models.encoding import encode_prefix, encode_response
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules import finetuner, generator, scorer
-from tskd.modules.batches import encode_prefix, encode_response
 from tskd.modules.finetuner import LoraSettings, finetune
-from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 

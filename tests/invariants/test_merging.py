@@ -8,12 +8,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tskd.checkpoints import Checkpoint
+from tskd.engines.own import OwnLoop, generate
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel, Weights
-from tskd.modules.batches import encode_prefix
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.finetuner import LoraSettings
-from tskd.modules.generator import OwnLoop, Request, Sampling, generate
 
 IDS = torch.arange(2, 30)[None]
 

@@ -14,20 +14,21 @@ from tests import scripted, tiny
 from tests.invariants.test_measures import likelihoods
 from tests.invariants.test_memory import out_of_memory_above
 from tests.invariants.test_stand_in import built, save_merging_model
-from tests.unit.test_config import built as built_atlas
-from tests.unit.test_store import Counting
-from tskd import artifacts
+from tests.unit.config.test_schema import built as built_atlas
+from tests.unit.storage.test_result_cache import Counting
 from tskd.errors import ConfigError, ModelError
-from tskd.models import LanguageModel
+from tskd.models.alignment import aligned, token_ends
+from tskd.models.encoding import encode_response
+from tskd.models.weights import LanguageModel
 from tskd.modules import finetuner, objectives
-from tskd.modules.batches import encode_response
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
-from tskd.modules.objectives import SoftLabels, TokenWeighted, aligned, token_ends
+from tskd.modules.objectives import SoftLabels, TokenWeighted
 from tskd.modules.scorer import TOKEN_EXCESS, score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored
 from tskd.stages.train import TrainLora
-from tskd.store import Store
+from tskd.storage import atomic_files
+from tskd.storage.result_cache import Store
 
 RESPONSES = [
     Response(Prompt("Which code?"), "the depot code"),
@@ -100,12 +101,12 @@ def _text(example):
 
 
 def test_scores_with_and_without_an_excess_are_read_as_they_were_written(corpus, tmp_path):
-    artifacts.write_lines(tmp_path / "new", corpus)
-    assert corpus == artifacts.read_lines(Scored, tmp_path / "new")
+    atomic_files.write_lines(tmp_path / "new", corpus)
+    assert corpus == atomic_files.read_lines(Scored, tmp_path / "new")
     old = asdict(corpus[0])
     del old["token_excess"]
     (tmp_path / "old").write_text(json.dumps(old) + "\n")
-    assert [replace(corpus[0], token_excess=())] == artifacts.read_lines(Scored, tmp_path / "old")
+    assert [replace(corpus[0], token_excess=())] == atomic_files.read_lines(Scored, tmp_path / "old")
 
 
 def test_a_target_token_has_the_mean_excess_of_the_teachers_tokens_beside_it(merging, teacher, corpus, trainer):

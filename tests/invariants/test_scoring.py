@@ -5,11 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from tests import tiny
-from tskd.models import LanguageModel
-from tskd.modules.batches import TokenSequence, by_length, encode_response, pad_right
+from tskd.models.encoding import TokenSequence, encode_response
+from tskd.models.networks import hidden_states, vocabulary_head
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import by_length, pad_right
 from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer
-from tskd.networks import hidden_states, vocabulary_head
 from tskd.records import Prompt, Response
 
 RESPONSES = [Response(Prompt("q" * n), "answer " * (n % 5), finished=n % 3 > 0) for n in range(1, 14)]

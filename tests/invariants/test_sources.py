@@ -6,10 +6,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix, encode_response
+from tskd.engines.own import generate
+from tskd.models.encoding import encode_prefix, encode_response
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings, finetune
-from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.scorer import score
 from tskd.records import Prompt, Response
 

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests import scripted, tiny
-from tskd import config
-from tskd.compose import build
+from tskd.config import hydra_plugins
+from tskd.config.build import build
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, same_tokenizer
+from tskd.models.probes import same_tokenizer
+from tskd.models.weights import LanguageModel
 from tskd.modules.scorer import score
 from tskd.records import Prompt, Response
 
@@ -123,12 +124,12 @@ def test_a_response_beyond_the_stand_ins_own_context_is_refused(merging, teacher
 
 
 def built(llama, adapter, tmp_path, *overrides):
-    config.register()
+    hydra_plugins.register()
     overrides = [
         *("base=llama3", f"base.checkpoint.path={llama}", "base.checkpoint.dtype=float32"),
         *("teacher=adapter", f"teacher.adapter={adapter}", "trainer.accelerator=cpu", "store=off", *overrides),
     ]
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         cfg = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     return build(cfg, tmp_path)
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_response, pad_right
+from tskd.models.encoding import encode_response
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import pad_right
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
 from tskd.records import Prompt
 

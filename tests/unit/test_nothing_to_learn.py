@@ -6,7 +6,8 @@ import pytest
 
 from tskd.errors import EmptySelection, NoNewPrompts, NothingToLearn, TskdError
 from tskd.records import Expansion, Prompt, Response, Scored
-from tskd.stages.select import PplDifference, Select
+from tskd.stages.select.stage import Select
+from tskd.stages.select.thresholds import PplDifference
 from tskd.tuneshift import Stages, tuneshift
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from tskd.artifacts import RunFolder
 from tskd.errors import EmptySelection, NoNewPrompts
 from tskd.records import Adapter, Expansion, Prompt, Response, Scored, Screening, Selection
-from tskd.stages.select import PplDifference, Select
+from tskd.stages.select.stage import Select
+from tskd.stages.select.thresholds import PplDifference
+from tskd.storage.run_folder import RunFolder
 from tskd.tuneshift import Stages, tuneshift
 
 SEEDS = [Prompt("a"), Prompt("b")]
@@ -167,7 +168,7 @@ def test_a_prompt_is_identified_by_what_it_says():
 
 def test_the_algorithm_needs_no_library():
     code = (
-        "import sys, tskd.tuneshift, tskd.records, tskd.errors, tskd.stages.select;"
+        "import sys, tskd.tuneshift, tskd.records, tskd.errors, tskd.stages.select.thresholds;"
         "print({'torch', 'transformers', 'peft', 'hydra', 'wandb', 'pytorch_lightning'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

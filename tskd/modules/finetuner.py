@@ -23,15 +23,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tskd import stopping
 from tskd.errors import ConfigError, ModelError, cannot_write
-from tskd.models import LanguageModel, Weights
-from tskd.modules import workers
-from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, pad_right, shuffled
+from tskd.models.encoding import TokenSequence, check_context
+from tskd.models.logprobs import token_kl, token_nll
+from tskd.models.networks import fused_nll, hidden_states, vocabulary_head
+from tskd.models.weights import LanguageModel, Weights
+from tskd.modules.batches import PaddedBatch, by_length, pad_right, shuffled
 from tskd.modules.objectives import Loss
 from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
-from tskd.networks import fused_nll, hidden_states, vocabulary_head
-from tskd.perplexity import token_kl, token_nll
+from tskd.runtime import interrupts, processes
 
 log = logging.getLogger(__name__)
 StepLog = Callable[[int, float], None]
@@ -45,7 +45,7 @@ class LoraSettings:
     ``use_dora`` and ``use_rslora`` are PEFT's: DoRA (Liu et al. 2024, arXiv 2402.09353) learns how long the columns of
     a weight are beside where they point; rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) scales by alpha / sqrt(rank),
     not alpha / rank. ``gradient_checkpointing`` computes activations twice instead of keeping them; the results stay
-    the same. ``fused_loss`` has the nll of examples computed by ``tskd.networks.fused_nll``; rounding differs.
+    the same. ``fused_loss`` has the nll of examples computed by ``tskd.models.networks.fused_nll``; rounding differs.
     """
 
     rank: PositiveInt = 16
@@ -127,7 +127,7 @@ class Finetuner(Resident):
         self.strict_loading = False  # a checkpoint has no weights but the adapter's
 
     def content(self) -> Any:
-        return [self.weights, repr(self.texts), self.num_examples, self.settings, self.key]
+        return [self.weights, repr(self.texts), self.num_examples, self.settings, type(self.of_examples), self.key]
 
     def train_dataloader(self) -> Any:
         return epoch_loader(self.steps(self.current_epoch))
@@ -160,7 +160,7 @@ class Finetuner(Resident):
                     self._remember_untouched(part)
 
     def training_step(self, batch: list[int]) -> None:
-        stopping.check()
+        interrupts.check()
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         # What dropout leaves out depends on the step alone, not on what has drawn numbers before.
         torch.manual_seed(random.Random(f"{self.key}/step {self.global_step}").getrandbits(63))
@@ -184,7 +184,7 @@ class Finetuner(Resident):
             largest = max(map(len, self._in_parts(batch)))
             self.parts *= 2
             self.tell_parts(largest)
-        return workers.add_up(self.parameters_in_training, sum(losses))
+        return processes.add_up(self.parameters_in_training, sum(losses))
 
     def _without_culprits(self, batch: list[int], loss: float) -> list[int]:
         """``batch`` without the texts whose own loss is no number, where they may be left out.
@@ -286,14 +286,14 @@ class Finetuner(Resident):
 
     def _in_parts(self, batch: Sequence[int]) -> list[list[int]]:
         """What of ``batch`` this process computes, and in which parts."""
-        mine = workers.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))
+        mine = processes.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))
         parts = by_length([len(self.texts[i].ids) for i in mine], self.max_tokens, self.max_padding)
         return [[mine[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
 
     def _in_turn(self, batch: Sequence[int]) -> list[list[int]]:
         """The parts of this process, and in step, what it computes while others have more; that is not to count."""
         parts = self._in_parts(batch)
-        turns = workers.largest(len(parts)) if self.in_step else len(parts)
+        turns = processes.largest(len(parts)) if self.in_step else len(parts)
         return parts + [list(batch[:1])] * (turns - len(parts))
 
     def _examples(self, batch: Sequence[int]) -> list[int]:
@@ -337,7 +337,7 @@ class Finetuner(Resident):
             self.log_step(self.global_step, loss)
 
 
-@workers.everywhere(without=["log_step"])
+@processes.everywhere(without=["log_step"])
 def finetune(
     weights: Weights,
     examples: Sequence[TokenSequence],
@@ -384,7 +384,7 @@ def finetune(
             _checkpointing(network.get_base_model(), "disable")()
         network.eval()
     network.peft_config["default"].base_model_name_or_path = weights.checkpoint.path
-    if workers.rank() == 0:
+    if processes.rank() == 0:
         _save(network, save_to)
     weights.adopt(str(save_to))
     return module.loss, sum(i < len(examples) for i in module.left_out)

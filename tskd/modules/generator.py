@@ -10,7 +10,6 @@ neither the batch that a request lands in nor on what was generated before it, s
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +17,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from tskd.errors import ConfigError
-from tskd.models import LanguageModel
-from tskd.modules import workers
-from tskd.modules.batches import by_length, check_context, pad_left
-from tskd.modules.engine import Ending
-from tskd.modules.engine import Engine as Engine  # callers find all four here
-from tskd.modules.engine import Generation as Generation
-from tskd.modules.engine import Request as Request
-from tskd.modules.engine import Sampling as Sampling
-from tskd.modules.trainer import LightningTrainer, Resident
+from tskd.models.generation import Ending, Generation, Request, Sampling
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import by_length, pad_left
+from tskd.modules.trainer import Resident
 
 # What a padded place of the cache costs a pass that writes, in readings of its keys and values: with 135M and 270M
 # parameters on one core, 5,700 and 13,000 places took as long as another pass, which reads all weights. Of a tiny model
@@ -175,78 +168,3 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
     drawn = torch.searchsorted(cumulative, uniform.double()[:, None] * total, right=True).squeeze(-1)
     # A number that rounds to 1 must not fall on a token of no probability behind the last possible one.
     return torch.minimum(drawn, (cumulative < total).sum(-1))
-
-
-@dataclass(frozen=True)
-class OwnLoop:
-    """The engine of this file. It alone shares its requests out among several processes.
-
-    ``merge_adapter``: the adapter speaks from a copy of the weights that it has been added to, which takes the memory
-    of a second model. In bf16 its texts are others, about as near to those of exact arithmetic.
-    """
-
-    merge_adapter: bool = False
-
-    def identity(self) -> Any:
-        return {"class": "tskd.modules.generator.OwnLoop", "merge_adapter": True} if self.merge_adapter else None
-
-    def check(self, models: Sequence[LanguageModel], rank: int) -> None:
-        for model in models:
-            if self.merge_adapter and model.weights.checkpoint.is_placed:
-                raise ConfigError(
-                    f"`engine.merge_adapter` cannot copy {model.name!r}, which is quantised or has a `device_map`; "
-                    f"set one or the other."
-                )
-
-    def generate(
-        self,
-        model: LanguageModel,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        trainer: LightningTrainer,
-        *,
-        stop: tuple[str, ...],
-        label: str,
-    ) -> list[Generation]:
-        trainer.make_room(model.weights)
-        lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
-        # Requests that read the same come into the same batch, where they read it together.
-        order = sorted(range(len(requests)), key=lambda i: requests[i].ids)
-        weights = model.weights
-        pass_cost = trainer.pass_cost(weights)
-        cache = DynamicCache(config=weights.config.get_text_config())
-        apart = _can_be_joined(cache) and not weights.checkpoint.sharded
-        if apart:
-            max_padding = max(pass_cost, weights.size.weights // (READINGS_OF_A_PLACE * weights.size.cache))
-        else:  # A batch more costs a pass for each of its tokens; many texts end before the last.
-            max_padding = pass_cost * (1 + sampling.max_new_tokens // 2)
-        batches = by_length([lengths[i] for i in order], trainer.batch_tokens, max_padding)
-        batches = [[order[i] for i in batch] for batch in batches]
-        reading_padding = pass_cost if apart else None
-        generator = Generator(model, requests, sampling, stop, label, self.merge_adapter, reading_padding)
-        results = trainer.predict(generator, batches)
-        return [results[i] for i in range(len(requests))]
-
-
-@workers.everywhere()
-def generate(
-    model: LanguageModel,
-    requests: Sequence[Request],
-    sampling: Sampling,
-    trainer: LightningTrainer,
-    *,
-    stop: tuple[str, ...] = (),
-    label: str = "generate",
-) -> list[Generation]:
-    """One generation for each request, in the order given, by the trainer's engine.
-
-    Raises ``ModelError`` where a request exceeds the context.
-    """
-    if not requests:
-        return []
-    longest = max(len(request.ids) for request in requests) + sampling.max_new_tokens
-    check_context(model, longest, f"The longest request, with {sampling.max_new_tokens} new tokens,")
-    engine = trainer.engine or OwnLoop()
-    if workers.rank() > 0 and not isinstance(engine, OwnLoop):
-        return []  # the first process does it alone
-    return engine.generate(model, requests, sampling, trainer, stop=stop, label=label)

@@ -19,13 +19,12 @@ it names in ``measures`` (``tskd.modules.scorer``). One of your own is in a file
             weights = torch.cat([torch.full((n,), 1 / n) for n in (self.num_targets[i] for i in part)])
             return (nll * weights.to(nll.device)).sum() / len(batch)
 
-with ``training.objective={_target_:my_objectives.EachAlike}`` and ``allow=my_objectives``. Its store key has its name
-and settings, not its code.
+with ``training.objective={_target_:my_objectives.EachAlike}`` and ``allow=my_objectives``. The cache knows its code
+and settings (``tskd.storage.fingerprint``): after an edit of either, the target is trained again.
 
 Two tokenizers are compared by the text that their tokens cover: see ``aligned``.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -35,15 +34,16 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from tskd.errors import ModelError
-from tskd.models import LanguageModel
-from tskd.modules import workers
-from tskd.modules.batches import TokenSequence, by_length, encode_response, encode_text, pad_right
+from tskd.models.alignment import _check_offsets, aligned, token_ends
+from tskd.models.encoding import TokenSequence, encode_response
+from tskd.models.logprobs import Head, token_top, token_uld
+from tskd.models.networks import hidden_states, vocabulary_head
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import by_length, pad_right
 from tskd.modules.scorer import TOKEN_EXCESS
 from tskd.modules.trainer import LightningTrainer, Resident
-from tskd.networks import hidden_states, vocabulary_head
-from tskd.perplexity import Head, token_top, token_uld
-from tskd.records import Response, Scored
+from tskd.records import Scored
+from tskd.runtime import processes
 
 
 class Loss(Protocol):
@@ -105,10 +105,10 @@ class TopTokens:
 class SoftLabels:
     """The mean nll, and ``weight`` times how far the target is from what the teacher would have said instead.
 
-    The latter is the mean ULD distance (``tskd.perplexity.token_uld``) over the places where both have read the same
-    text: before the first token of each aligned group. GOLD (TRL) aligns so too, and multiplies the distribution there
-    by the probabilities of the group's other tokens; here it is compared as it is. ULD asks how sure the teacher is
-    and between how many, not of what: vocabularies need nothing in common, and the nll must stay beside it.
+    The latter is the mean ULD distance (``tskd.models.logprobs.token_uld``) over the places where both have read the
+    same text: before the first token of each aligned group. GOLD (TRL) aligns so too, and multiplies the distribution
+    there by the probabilities of the group's other tokens; here it is compared as it is. ULD asks how sure the teacher
+    is and between how many, not of what: vocabularies need nothing in common, and the nll must stay beside it.
 
     Approximate: of the teacher, the ``top`` largest probabilities are known, in half precision. They are measured once
     per training, in a pass of the teacher over the corpus, and kept in main memory: 2 * ``top`` bytes for each group,
@@ -178,7 +178,7 @@ class TopProbabilities(Resident):
         return [each.clone() for each in found.half().cpu().split([len(each) for each in places])]
 
 
-@workers.everywhere()
+@processes.everywhere()
 def top_probabilities(
     sequences: Sequence[TokenSequence],
     places: Sequence[Sequence[int]],
@@ -191,31 +191,6 @@ def top_probabilities(
     batches = by_length([len(each.ids) for each in sequences], trainer.batch_tokens, trainer.pass_cost(model.weights))
     results = trainer.predict(TopProbabilities(model, sequences, places, count), batches)
     return [results[i] for i in range(len(sequences))]
-
-
-def token_ends(model: LanguageModel, response: Response) -> list[int]:
-    """Where each target token of ``response`` ends, in characters of its text; the end token, one beyond the text.
-
-    What a template puts before the text (a space) is counted below 0.
-    """
-    text = model.template.continuation(response.text)
-    offsets = encode_text(model, text, return_offsets_mapping=True).offset_mapping
-    ends = [end - (len(text) - len(response.text)) for _, end in offsets]
-    return [*ends, len(response.text) + 1] if response.finished or not ends else ends
-
-
-def aligned(theirs: Sequence[int], ours: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest groups of tokens that cover the same text in two tokenizations, as indices into either.
-
-    Tokens are given by where they end, and a group ends wherever one token of each does (as in TRL's GOLD). The bytes
-    of one character, which end together, stay together. A token beyond the last common end is in no group.
-    """
-    borders = sorted(set(theirs) & set(ours))
-    groups: list[tuple[list[int], list[int]]] = [([], []) for _ in range(len(borders) + 1)]
-    for side, ends in enumerate((theirs, ours)):
-        for token, end in enumerate(ends):
-            groups[bisect_left(borders, end)][side].append(token)
-    return groups[:-1]
 
 
 def _excess_of_target_tokens(example: Scored, target: LanguageModel, teacher: LanguageModel) -> Tensor:
@@ -234,13 +209,3 @@ def _joined(places: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
     starts = accumulate(lengths[:-1], initial=0)
     found = [start + each for start, of_one in zip(starts, places, strict=True) for each in of_one]
     return torch.tensor(found, dtype=torch.long)
-
-
-def _check_offsets(*models: LanguageModel) -> None:
-    """Raise ``ModelError`` where a tokenizer does not tell which characters a token covers. Loads no weights."""
-    for model in models:
-        if not model.tokenizer.is_fast:
-            raise ModelError(
-                f"The tokenizer of {model.name!r} does not tell which characters its tokens cover, by which teacher "
-                f"and target are aligned; use a model with a `tokenizer.json`, or `training=lora`."
-            )

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel, same_tokenizer
-from tskd.modules import workers
-from tskd.modules.batches import PaddedBatch, TokenSequence, by_length, check_context, encode_response, pad_right
+from tskd.models.encoding import TokenSequence, check_context, encode_response
+from tskd.models.logprobs import Head, mean_by_row, token_entropy, token_kl, token_nll, token_overlap
+from tskd.models.networks import hidden_states, vocabulary_head
+from tskd.models.probes import same_tokenizer
+from tskd.models.weights import LanguageModel
+from tskd.modules.batches import PaddedBatch, by_length, pad_right
 from tskd.modules.trainer import LightningTrainer, Resident
-from tskd.networks import hidden_states, vocabulary_head
-from tskd.perplexity import Head, mean_by_row, token_entropy, token_kl, token_nll, token_overlap
 from tskd.records import Prompt, Response, Scored
+from tskd.runtime import processes
 
 
 class Reading(NamedTuple):
@@ -183,7 +185,7 @@ class SeedReader(Resident):
         return list(zip(shift(states[0], states[1], batch).cpu(), first.cpu(), strict=True))
 
 
-@workers.everywhere()
+@processes.everywhere()
 def score(
     responses: Sequence[Response],
     base: LanguageModel,
@@ -264,7 +266,7 @@ class LikelihoodReader(Resident):
         return [[next(found) for _ in group] for group in groups]
 
 
-@workers.everywhere()
+@processes.everywhere()
 def log_likelihoods(model: LanguageModel, sequences: Sequence[TokenSequence], trainer: LightningTrainer) -> list[float]:
     """log p(targets | what is before them) in nats for each of ``sequences``, in the order given."""
     check_context(model, max((len(sequence.ids) for sequence in sequences), default=0), "The longest text")

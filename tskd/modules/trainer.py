@@ -18,14 +18,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from tskd import gpus, stopping
-from tskd.checkpoints import one_line
-from tskd.errors import ConfigError, ModelError
-from tskd.identity import digest, identity
-from tskd.models import Weights, available_memory, free_memory
-from tskd.modules import workers
-from tskd.modules.engine import Engine
-from tskd.modules.journal import Journal
+from tskd.errors import ConfigError, ModelError, one_line
+from tskd.models.memory import available_memory, free_memory
+from tskd.models.weights import Weights
+from tskd.runtime import gpus, interrupts, processes
+from tskd.storage.fingerprint import cache_key, key_content
+from tskd.storage.journal import Journal
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
@@ -67,7 +65,7 @@ class Resident(pl.LightningModule):
 
     def anyone(self, here: bool) -> bool:
         """Whether it is so ``here``, or where processes are in step, in any of them."""
-        return bool(workers.largest(int(here))) if self.in_step else here
+        return bool(processes.largest(int(here))) if self.in_step else here
 
     def compute(self, indices: list[int]) -> list[Any]:
         """The result of each of the inputs ``indices``, all in one batch."""
@@ -84,7 +82,7 @@ class Resident(pl.LightningModule):
     def predict_step(self, indices: list[int]) -> list[int]:
         waiting = cut(indices, self.parts)
         while waiting:
-            stopping.check()
+            interrupts.check()
             part = waiting.pop(0)
             if (found := attempt(self.compute, part)) is None:
                 self.parts *= 2
@@ -171,7 +169,7 @@ class _EachEpoch(pl.Callback):
         self.key = key
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if workers.rank() == 0:
+        if processes.rank() == 0:
             self.journal.replace_checkpoint(self.key, trainer.save_checkpoint)
 
 
@@ -193,13 +191,13 @@ class LightningTrainer:
     max_batch_tokens: PositiveInt | None = None
     keep_models: bool | None = None
     progress: bool | None = None
-    engine: Engine | None = None
+    engine: Any = None
     journal: Journal | None = None
 
     def __post_init__(self) -> None:
-        if self.devices != workers.count():
+        if self.devices != processes.count():
             raise ConfigError(
-                f"`trainer.devices` is {self.devices}, and the number of processes is {workers.count()}; start "
+                f"`trainer.devices` is {self.devices}, and the number of processes is {processes.count()}; start "
                 f"`torchrun --nproc_per_node {self.devices} -m tskd.run trainer=ddp …`, or one with `devices: 1`."
             )
         if self.sharded and self.accelerator != "auto":
@@ -208,13 +206,13 @@ class LightningTrainer:
                 f"finds; leave it at auto."
             )
 
-    def identity(self) -> list[Any]:
-        engine = identity(self.engine)
-        return [self.device.type, self.precision, *([] if engine is None else [engine])]
+    def key_content(self) -> list[Any]:
+        is_default = key_content(self.engine) is None
+        return [self.device.type, self.precision, *([] if is_default else [self.engine])]
 
     @property
     def shows_progress(self) -> bool:
-        if workers.rank() > 0:
+        if processes.rank() > 0:
             return False
         return sys.stderr.isatty() if self.progress is None else self.progress
 
@@ -247,7 +245,7 @@ class LightningTrainer:
     def make_room(self, *needed: Weights) -> None:
         """Release other models where those that are ``needed`` would not fit beside them, or where none is kept."""
         others = [weights for weights in Weights.alive if weights.is_loaded and weights not in needed]
-        parts = workers.count() if self.sharded else 1
+        parts = processes.count() if self.sharded else 1
         to_load = sum(weights.size.weights // parts for weights in needed if not weights.is_loaded)
         if self.keep_models is None:
             must_go = to_load > 0 and to_load * (1 + WORKING_MEMORY) > available_memory(self.device)
@@ -262,17 +260,17 @@ class LightningTrainer:
         What the journal has of an earlier attempt is not computed again; the other batches are the same as then.
         """
         if self.journal is not None and (content := module.content()) is not None:
-            key = digest([type(module).__name__, content])
+            key = cache_key([type(module), content])
             # Read in one process, for all have to leave out the same; another may have begun to write already.
-            noted = workers.gathered(self.journal.read(key) if workers.rank() == 0 else {})
+            noted = processes.gathered(self.journal.read(key) if processes.rank() == 0 else {})
             module.results = {i: module.from_journal(result) for i, result in noted.items()}
             module.note = partial(self.journal.add, key)
         left = [rest for batch in batches if (rest := [i for i in batch if i not in module.results])]
-        if mine := workers.share(left, module.in_step):
+        if mine := processes.share(left, module.in_step):
             # What a sharded model gathers in inference mode could never be trained with.
             trainer = self._make(inference_mode=not module.in_step)
             trainer.predict(module, epoch_loader(mine), return_predictions=False)
-        return workers.gathered(module.results)
+        return processes.gathered(module.results)
 
     def fit(self, module: Resident, epochs: int) -> None:
         """Train ``module`` on its own ``train_dataloader``, made anew for each epoch.
@@ -281,15 +279,15 @@ class LightningTrainer:
         """
         callbacks, start = list[pl.Callback](), None
         if self.journal is not None and (content := module.content()) is not None:
-            key = digest([type(module).__name__, content])
-            found = workers.gathered({0: self.journal.checkpoint(key)} if workers.rank() == 0 else {})
+            key = cache_key([type(module), content])
+            found = processes.gathered({0: self.journal.checkpoint(key)} if processes.rank() == 0 else {})
             start, callbacks = found[0], [_EachEpoch(self.journal, key)]
         trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
         trainer.fit(module, ckpt_path=start, weights_only=True)
 
     def _devices(self) -> int | list[int]:
         """How many, or where it matters which, their numbers."""
-        number = workers.local_rank() if workers.count() > 1 else gpus.claimed
+        number = processes.local_rank() if processes.count() > 1 else gpus.claimed
         return 1 if number is None or self.accelerator == "cpu" or not torch.cuda.is_available() else [number]
 
     def _make(self, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:

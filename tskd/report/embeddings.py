@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
-from tskd.checkpoints import Checkpoint, one_line
-from tskd.errors import ModelError
-from tskd.models import Weights
+from tskd.errors import ModelError, one_line
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.weights import Weights
 from tskd.report.statistics import Values
 
 BATCH = 32

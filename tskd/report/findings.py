@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tskd.metrics import distinct
+from tskd.metrics.iteration import distinct
 from tskd.records import PRIVATE, Graded
 from tskd.report import statistics
 from tskd.report.diversity import Embed, Spread, self_bleu, spreads

@@ -20,11 +20,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from tskd import config, rehearsal
+from tskd.config import hydra_plugins
+from tskd.models import rehearsal
 from tskd.report.runs import INDIFFERENT, SUBSET, FoundRun, Settings, abbreviate, flatten, runs_in
 from tskd.report.statistics import mean_and_sd
 from tskd.report.table_writer import columns, format_value, to_markdown
-from tskd.stages.select import shown
+from tskd.stages.select.stage import shown
 
 PUBLISHED: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 PAPERS, TEXTS, PARAMETERS = (PUBLISHED[name] for name in ("papers", "texts", "parameters"))
@@ -115,8 +116,8 @@ def scores(run: FoundRun) -> dict[str, Scores]:
 @cache
 def experiments() -> dict[str, list[Experiment]]:
     """Compose the rows, by the paper that published their cells."""
-    config.register()
-    with initialize_config_dir(config.folder(), version_base="1.3"):
+    hydra_plugins.register()
+    with initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
         return {
             paper: [_experiment(f"{paper}/{name}", published) for name, published in content["cells"].items()]
             for paper, content in PAPERS.items()
@@ -125,7 +126,7 @@ def experiments() -> dict[str, list[Experiment]]:
 
 def _experiment(name: str, published: Mapping[str, str]) -> Experiment:
     # The settings of a machine are not the experiment's; the group exists only if there are some.
-    without_local = ["~local"] if Path(config.folder(), "local").is_dir() else []
+    without_local = ["~local"] if Path(hydra_plugins.folder(), "local").is_dir() else []
     composed = compose("config", [f"experiment={name}", *without_local], return_hydra_config=True)
     sweep = {
         key: tuple(value.strip() for value in str(values).split(","))

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from tskd import artifacts, config
+from tskd.config import saved
 from tskd.errors import RunFolderError
 from tskd.records import PRIVATE, VOICES, Graded, Scored
+from tskd.storage import atomic_files, run_folder
 
 Settings = Mapping[str, Any]
 Key = TypeVar("Key", int, tuple[str, int])
@@ -68,14 +69,14 @@ class FoundRun:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """The metrics of each iteration."""
-        return artifacts.RunFolder(self.folder).rows()
+        return run_folder.RunFolder(self.folder).rows()
 
     @cached_property
     def graded(self) -> dict[str, list[Graded]]:
         """Each voice's answers to the held-out questions; empty without questions."""
-        names = artifacts.graded_as(f"iteration_{self._last_trained}")
+        names = run_folder.graded_as(f"iteration_{self._last_trained}")
         paths = {voice: self.folder / "evaluation" / f"{name}.jsonl" for voice, name in names.items()}
-        return {voice: artifacts.read_lines(Graded, path) for voice, path in paths.items() if path.is_file()}
+        return {voice: atomic_files.read_lines(Graded, path) for voice, path in paths.items() if path.is_file()}
 
     @cached_property
     def kept(self) -> list[Scored]:
@@ -132,7 +133,7 @@ class FoundRun:
 
     def _of_iterations(self, name: str) -> list[Scored]:
         files = [self.folder / f"iteration_{index}" / name for index in range(len(self.rows))]
-        return [example for file in files for example in artifacts.read_lines(Scored, file)]
+        return [example for file in files for example in atomic_files.read_lines(Scored, file)]
 
 
 @dataclass(frozen=True)
@@ -265,14 +266,14 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _read_run(folder: Path) -> FoundRun:
-    settings = flatten(config.of_run(folder)) if (folder / "config.yaml").is_file() else {}
+    settings = flatten(saved.of_run(folder)) if (folder / "config.yaml").is_file() else {}
     result, status = (_read(folder / name) for name in ("result.json", "status.json"))
     error = str(status.get("error", "")).rstrip(".")
     return FoundRun(folder, settings, result, status.get("status", "unfinished"), error)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return artifacts.read_json(dict, file) if file.is_file() else {}
+    return atomic_files.read_json(dict, file) if file.is_file() else {}
 
 
 def _of_one_version(runs: Sequence[FoundRun], left_out: list[str]) -> list[FoundRun]:

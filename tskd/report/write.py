@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from tskd import artifacts
 from tskd.report import figures
 from tskd.report.diversity import Embed
 from tskd.report.findings import Findings, analyse_study
@@ -11,6 +10,7 @@ from tskd.report.page import Section, page
 from tskd.report.runs import Collected
 from tskd.report.table_writer import Table, to_csv, to_latex, to_markdown
 from tskd.report.tables import examples_table, failures_table, tables_of_findings, tables_of_means
+from tskd.storage import atomic_files
 
 FEW = 5  # examples of each kind in the Markdown
 
@@ -44,16 +44,16 @@ def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[P
         "report.html": page(about, sections),
     }
     for name, text in files.items():
-        artifacts.write_text(out / name, text)
+        atomic_files.write_text(out / name, text)
     return [out / name for name in files]
 
 
 def _write_tables(section: Section) -> None:
     """Write all tables as CSV, and those that hold numbers alone as LaTeX."""
     for table in [*section.numbers, *section.texts]:
-        artifacts.write_text(section.folder / f"{table.name}.csv", to_csv(table))
+        atomic_files.write_text(section.folder / f"{table.name}.csv", to_csv(table))
     latex = [r"% \usepackage{booktabs,graphicx}", *map(to_latex, section.numbers)]
-    artifacts.write_text(section.folder / "tables.tex", "\n\n".join(latex) + "\n")
+    atomic_files.write_text(section.folder / "tables.tex", "\n\n".join(latex) + "\n")
 
 
 def _folder(out: Path, name: str) -> Path:

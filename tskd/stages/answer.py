@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from tskd.engines.own import generate
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel
-from tskd.modules.batches import encode_prefix
-from tskd.modules.generator import Request, Sampling, generate
+from tskd.models.encoding import encode_prefix
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Question, Response
 

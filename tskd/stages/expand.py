@@ -16,11 +16,11 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tskd.errors import ConfigError
-from tskd.modules.generator import Generation, Sampling
+from tskd.models.generation import Generation, Sampling
+from tskd.models.templates import LIST_MARK, REWRITTEN, first_prompt, number_mark
 from tskd.records import Expansion, Message, Prompt, Question
-from tskd.rouge import Similar
-from tskd.templates import LIST_MARK, REWRITTEN, first_prompt, number_mark
-from tskd.writers import Writer
+from tskd.stages.near_duplicates import Similar
+from tskd.stages.writers import Writer
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tskd.models import LanguageModel
+from tskd.models.weights import LanguageModel
 from tskd.modules import scorer
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored

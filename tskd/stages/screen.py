@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pydantic import ImportString
 
 from tskd.errors import ConfigError
-from tskd.models import LanguageModel
+from tskd.models.weights import LanguageModel
 from tskd.modules import scorer
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored, Screening
-from tskd.stages.select import AUTO, Level, SeedShift, Select, Threshold
+from tskd.stages.select.stage import AUTO, Level, Select
+from tskd.stages.select.thresholds import SeedShift, Threshold
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from tskd.checkpoints import adapter_folder
+from tskd.engines.own import generate
 from tskd.errors import ConfigError, EmptySelection, RunFolderError
-from tskd.models import LanguageModel, different_shapes
-from tskd.modules.batches import TokenSequence, encode_prefix, encode_response, encode_text
+from tskd.models.checkpoint import adapter_folder
+from tskd.models.encoding import TokenSequence, encode_prefix, encode_response, encode_text
+from tskd.models.generation import Request, Sampling
+from tskd.models.probes import different_shapes
+from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import LoraSettings, StepLog, finetune
-from tskd.modules.generator import Request, Sampling, generate
 from tskd.modules.objectives import Loss, Objective
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Prompt, Response, Scored
@@ -50,7 +52,7 @@ class TrainLora:
 
     target: LanguageModel
     trainer: LightningTrainer
-    folder: Path
+    folder: Path = field(compare=False)
     seed: int
     lora: LoraSettings
     replay: Replay = Replay()
@@ -173,7 +175,7 @@ class DiffVector:
     base: LanguageModel
     teacher: LanguageModel
     target: LanguageModel
-    folder: Path
+    folder: Path = field(compare=False)
 
     def check_models(self) -> None:
         """Raise ``ConfigError`` where the target has other shapes, or the teacher no adapter. Loads no weights."""

@@ -33,8 +33,8 @@ class Task(Protocol):
 class Harness:
     """How lm-evaluation-harness asks a benchmark's held-out questions.
 
-    ``name`` is a task of ``tskd/tasks/harness``, and ``metadata``, which is plain JSON, makes it ask the very same
-    questions in the same order. ``metric`` after ``filter`` tells whether an answer is correct.
+    ``name`` is a task of ``tskd/tasks/lm_eval_tasks``, and ``metadata``, which is plain JSON, makes it ask the very
+    same questions in the same order. ``metric`` after ``filter`` tells whether an answer is correct.
     """
 
     name: str

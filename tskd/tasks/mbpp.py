@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from tskd import sandbox
 from tskd.errors import ConfigError, TaskError
 from tskd.records import Prompt, Question
 from tskd.tasks import Harness
 from tskd.tasks.published import Group, Published
+from tskd.tasks.sandbox import isolated_tests
 from tskd.tasks.sources import Row, Rows, hub_rows, json_lines, text_of
 
 SEEDS, HELD_OUT, PRIVATE = range(1, 11), range(11, 511), range(601, 975)  # the task ids of its published splits
@@ -36,8 +36,8 @@ class Program:
 class Mbpp(Published):
     """Private: the training split (task 601 to 974). Held out: the test split (11 to 510). Seeds: the prompt split.
 
-    To be graded, a model's code must run, here and with the rights of this process but for what ``tskd.sandbox`` takes
-    away; so ``allow_code_execution`` must be set. ``unsandboxed`` runs it where no sandbox can be had.
+    To be graded, a model's code must run, here and with the rights of this process but for what ``tskd.tasks.sandbox``
+    takes away; so ``allow_code_execution`` must be set. ``unsandboxed`` runs it where no sandbox can be had.
     """
 
     name: ClassVar[str] = "mbpp"
@@ -56,7 +56,7 @@ class Mbpp(Published):
                 "set `task.allow_code_execution=true` to allow that."
             )
         if not self.unsandboxed:
-            sandbox.check_available()
+            isolated_tests.check_available()
 
     def is_correct(self, question: Question, response: str) -> bool:
         """Whether the code in ``response`` passes the question's tests."""
@@ -96,7 +96,7 @@ class Mbpp(Published):
 
 def passes(response: str, tests: Sequence[str], setup: str = "", unsandboxed: bool = False) -> bool:
     """Whether the code in ``response`` runs and passes the tests, in the sandbox unless that is declined."""
-    return sandbox.run_tests(code_in(response), tests, setup, unsandboxed=unsandboxed).passed
+    return isolated_tests.run_tests(code_in(response), tests, setup, unsandboxed=unsandboxed).passed
 
 
 def code_in(response: str) -> str:

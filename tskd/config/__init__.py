@@ -1,0 +1,1 @@
+"""Hydra and OmegaConf, here only: from a configuration to a run."""

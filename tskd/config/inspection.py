@@ -1,0 +1,213 @@
+"""All that is wrong with a configuration, at once and before hours are spent: no weights are loaded, nothing is left.
+
+python -m tskd.check                                      # the overrides are those of tskd.run
+python -m tskd.check -m threshold=0.5,1.0 target=llama3   # each job of a sweep
+
+A line for each problem; the exit code is 1 where there is one. Notes say what is right, but may not be expected.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_token
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tskd.config import hydra_plugins, trust
+from tskd.config.build import Run, build, make_task
+from tskd.config.cost_estimate import LIGHTER, plan, unplannable
+from tskd.errors import ModelError, TskdError, one_line
+from tskd.models.checkpoint import adapter_folder, is_here
+from tskd.models.memory import machine
+from tskd.tasks import WithPrivate
+from tskd.tracking.console import shown_bytes
+
+Settings = Mapping[str, Any]
+# What is added to a configuration that is known to work, in an order in which each needs only what comes before it.
+STEPS = (
+    *(("allow",), ("name", "seed", "max_hours", "store", "store_limit_gb", "private_files"), ("iterations",)),
+    *(("stop",), ("drop",), ("tracking",)),
+    *(("trainer", "engine"), ("base",), ("base_for_scoring",), ("target",), ("task",), ("teacher",)),
+    *(("expansion",), ("answer",), ("threshold", "selection"), ("training",)),
+)
+OF_MODELS = {"trainer", "engine", "base", "base_for_scoring", "target", "task", "teacher", "expansion"}
+
+
+@dataclass
+class Findings:
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def hold(self, check: Callable[[], Any]) -> bool:
+        """Whether ``check`` raises nothing; what it does raise is a problem, once."""
+        try:
+            check()
+        except TskdError as error:
+            self.problems += [line for line in map(str, error.args) if line not in self.problems]
+            return False
+        return True
+
+
+def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
+    """What is wrong with the run of a resolved configuration, whose folder would be made in ``place``.
+
+    A group that is not in ``cfg`` is known to be wrong.
+    """
+    found = Findings()
+    with _without_hub() as was_offline:
+        settings, wrong = _working(cfg, found)
+        run = build(settings, Path())
+        _of_tracking(run, found)
+        has_device = found.hold(lambda: run.trainer.device)
+        here = {role for role in run.models if role not in wrong and _is_here(role, run, was_offline, found)}
+        here = {role for role in here if found.hold(run.models[role].weights.check_loadable)}
+        if has_device and not wrong & OF_MODELS and here == run.models.keys():
+            is_right = [found.hold(check) for check in run.checks()]
+            if all(is_right) and unplannable(run) is None:
+                found.hold(lambda: _of_work(settings, found))
+        else:
+            if {"base", "teacher"} <= here:
+                found.hold(run.check_adapter)
+            found.notes.append("Lengths and memory are not checked: that takes all models, and the rest to be right.")
+        if has_device and here == run.models.keys():
+            found.notes += run.advice()
+        sizes = [0]
+        if "target" in here:
+            found.hold(lambda: sizes.append(_adapter_bytes(run)))
+    _of_disk({"hydra.run.dir": place, "store": Path(str(cfg.get("store") or "."))}, sizes[-1], found)
+    return found
+
+
+def _working(cfg: Settings, found: Findings) -> tuple[dict[str, Any], set[str]]:
+    """``cfg`` with the default in the place of all that is wrong, and the names of that."""
+    settings, wrong = _defaults(), set[str]()
+    if not Path(str(cfg.get("store"))).is_dir():
+        cfg = {**cfg, "store": "off"}  # or it would be made
+    for step in STEPS:
+        tried = settings | {name: cfg[name] for name in step if name in cfg}
+        if step == ("teacher",) and "lora" in tried["teacher"] and "task" in wrong:
+            wrong.add("teacher")  # which cannot be told: it is made on the task
+        elif not cfg.keys() >= set(step) or not _is_right(step, tried, found):
+            wrong |= set(step)
+        else:
+            settings = tried
+    return settings, wrong
+
+
+def _is_right(step: tuple[str, ...], settings: dict[str, Any], found: Findings) -> bool:
+    if step == ("task",):  # whose seeds, questions and examples may all be wrong
+        try:
+            trust.check({"task": settings["task"]}, settings["allow"])
+            task = make_task(settings["task"])
+        except TskdError:
+            pass  # as building the run will say
+        else:
+            given = [task.seed_prompts, task.questions, *([task.examples] if isinstance(task, WithPrivate) else [])]
+            are_right = [found.hold(each) for each in given]
+            return all(are_right) and found.hold(lambda: build(settings, Path()))
+    return found.hold(lambda: build(settings, Path()))
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The embedded world as it is shipped; what a user has set for all runs on a machine is checked like the rest."""
+    has_hydra = GlobalHydra.instance().is_initialized()
+    with nullcontext() if has_hydra else initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
+        without_local = ["~local"] if Path(hydra_plugins.folder(), "local").is_dir() else []
+        shipped = compose("config", [*without_local, "store=off"])
+        return OmegaConf.to_container(shipped, resolve=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def _without_hub() -> Iterator[bool]:
+    """Nothing is fetched; yields whether nothing would have been anyway."""
+    was_offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield was_offline
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def _of_tracking(run: Run, found: Findings) -> None:
+    server, tracking = run.tracking.server_without_key(), run.tracking
+    if server is not None and tracking.mode == "online":
+        found.problems.append(
+            f"`tracking.mode` is online, and no key was found for {server}; set WANDB_API_KEY, or `tracking.mode=auto`."
+        )
+    elif server is not None:
+        found.notes.append(f"W&B is offline: no key was found for {server}.")
+    sent = [name for name in ("log_text", "log_adapter") if getattr(tracking, name)]
+    if sent:
+        found.notes.append(f"Private content goes to W&B: `tracking.{'` and `tracking.'.join(sent)}`.")
+
+
+def _is_here(role: str, run: Run, was_offline: bool, found: Findings) -> bool:
+    """Whether all of a model is on this machine; what follows from it not being is noted."""
+    model, checkpoint = run.models[role], run.models[role].weights.checkpoint
+    adapter = None if role == "teacher" and run.teacher_to_make is not None else model.adapter
+    places: dict[str, Callable[[], Path]] = {checkpoint.path: lambda: model.weights.folder}
+    if adapter is not None:
+        places[adapter] = lambda: adapter_folder(adapter)
+    away = list[str]()
+    if not found.hold(lambda: away.extend(path for path, find in places.items() if not is_here(path, find))):
+        return False
+    for path in away:
+        if was_offline:
+            found.problems.append(f"`{role}` needs {path}, which is not on this machine, and HF_HUB_OFFLINE is set.")
+        elif checkpoint.gated and get_token() is None:
+            found.problems.append(
+                f"`{role}` needs {path}, which is gated, and there is no token; accept its licence on the hub, then "
+                f"`hf auth login`."
+            )
+        else:
+            found.notes.append(f"`{role}` needs {path}, which is not on this machine; a run fetches it from the hub.")
+    return not away
+
+
+def _of_work(settings: Settings, found: Findings) -> None:
+    made = plan(settings)
+    if made.end is not None:
+        found.problems.append(made.end)
+    device, there = machine(made.run.trainer.device)
+    if (made.memory or 0) > there:
+        found.problems.append(
+            f"It takes about {shown_bytes(made.memory)} of memory, and {device} has {shown_bytes(there)}; {LIGHTER}."
+        )
+
+
+def _adapter_bytes(run: Run) -> int:
+    """What the adapters of all iterations take on disk, in 32 bits. Raises ``ModelError`` where there can be none."""
+    name, model_config, lora = run.target.name, run.target.weights.config, getattr(run.stages.train, "lora", None)
+    if lora is None:
+        return 0  # nothing is trained
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(model_config)
+        try:
+            network = get_peft_model(bare, lora.lora_config())
+        except ValueError as error:
+            raise ModelError(f"LoRA cannot be put on {name!r}: {one_line(error)}") from error
+    numbers = sum(each.numel() for name, each in network.named_parameters() if "lora_" in name)
+    return 4 * numbers * (run.iterations if run.train_each_iteration else 1)
+
+
+def _of_disk(places: Mapping[str, Path], needed: int, found: Findings) -> None:
+    for option, path in places.items():
+        there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        free = shutil.disk_usage(there).free
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            found.problems.append(f"`{option}` is {path}, and {there} cannot be written to; choose another.")
+        elif free <= needed:
+            found.problems.append(
+                f"`{option}` is {path}, where {shown_bytes(free)} are free, and the adapters take about "
+                f"{shown_bytes(needed)}; make room, or choose another."
+            )

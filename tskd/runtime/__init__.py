@@ -1,0 +1,1 @@
+"""The process: signals, other processes, GPUs, secrets."""

@@ -1,0 +1,1 @@
+"""What is on disk: a run's folder, the cache of results, the journal."""

@@ -1,0 +1,1 @@
+"""What is shown while a run goes on: the terminal and Weights & Biases."""
