@@ -68,7 +68,7 @@ def resume(folder: Path, overrides: Sequence[str]) -> None:
 
 def main() -> None:
     """The command line: ``resume=`` and ``sweep.resume=`` are read here, anything else is Hydra's."""
-    processes.together(_main)
+    processes.launch(_main)
 
 
 def _main() -> None:

@@ -50,7 +50,7 @@ def teach(cfg: DictConfig, folder: Path) -> None:
 
 
 def main() -> None:
-    processes.together(_main)
+    processes.launch(_main)
 
 
 def _main() -> None:

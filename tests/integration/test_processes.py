@@ -21,12 +21,14 @@ import json, sys
 from pathlib import Path
 import torch
 from tests import tiny
-from tskd.checkpoints import Checkpoint
+from tskd.engines.own import generate
 from tskd.errors import ModelError
-from tskd.models import LanguageModel, Weights, weights_of
-from tskd.modules import generator, workers
-from tskd.modules.generator import Request, Sampling, generate
+from tskd.models.checkpoint import Checkpoint
+from tskd.models.generation import Request, Sampling
+from tskd.models.weights import LanguageModel, weights_of
+from tskd.modules import generator
 from tskd.modules.trainer import LightningTrainer
+from tskd.runtime import processes
 """
 
 
@@ -43,13 +45,13 @@ FAILING = """
 where, number, kind = sys.argv[1], int(sys.argv[2]), {"ours": ModelError, "any": ValueError}[sys.argv[3]]
 
 def pass_by(place):
-    if (place, workers.rank()) == (where, number):
+    if (place, processes.rank()) == (where, number):
         raise kind("no such file")
 
-@workers.everywhere()
+@processes.on_all_ranks()
 def work():
     pass_by("before")
-    workers.gathered({workers.rank(): pass_by("instead")})
+    processes.all_gather({processes.rank(): pass_by("instead")})
     pass_by("after")
 
 def main():
@@ -60,7 +62,7 @@ def main():
         print(f"{type(error).__name__}: {error}")
         raise SystemExit(3) from None
 
-workers.together(main)
+processes.launch(main)
 """
 
 
@@ -82,6 +84,41 @@ def test_the_failure_of_the_first_process_ends_the_others(tmp_path):
     done = two_processes(tmp_path, FAILING, "before", 0, "any")
     assert "ValueError: no such file\n" == done.stdout
     assert "exitcode  : 3" in done.stderr  # of its own accord
+
+
+KILLED = """
+import os, signal
+
+def written(folder, sharded):
+    weights = weights_of(Checkpoint("tiny", folder, dtype="float32", sharded=sharded))
+    trainer = LightningTrainer(devices=2, sharded=sharded, progress=False)
+    generate(LanguageModel(weights), [Request((3, 4), str(n)) for n in range(4)], Sampling(9), trainer)
+
+real = generator.choose
+
+def choose(*given):
+    if processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given)
+
+def main():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends to those that are left
+    try:
+        written(sys.argv[1], sys.argv[2] == "True")
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+        raise
+
+generator.choose = choose
+processes.launch(main)
+"""
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_killed_process_ends_the_first_with_its_number(sharded, tmp_path):
+    done = two_processes(tmp_path, KILLED, tiny.save_model(tmp_path / "model"), sharded)
+    assert "ModelError: Process 1 of 2 was killed, perhaps because memory ran out.\n" == done.stdout
+    assert "Signal 9 (SIGKILL)" in done.stderr
 
 
 SHARDED = """
@@ -106,7 +143,7 @@ def main():
         layers = [p for name, p in halves.weights.model.named_parameters() if ".layers." in name and p.dim() == 2]
         print(sum(p.to_local().numel() for p in layers) / sum(p.numel() for p in layers))
 
-workers.together(main)
+processes.launch(main)
 """
 )
 
@@ -139,8 +176,8 @@ def main():
         print(json.dumps(evaluated(LanguageModel(weights), Path("data"), trainer)))
 
 Resident.predict_step = predict_step
-workers.together(main)
-Path(f"texts_{workers.rank()}").write_text(str(texts[0]))
+processes.launch(main)
+Path(f"texts_{processes.rank()}").write_text(str(texts[0]))
 """
 
 
@@ -167,7 +204,7 @@ OUT_OF_MEMORY = (
 real = generator.choose
 
 def choose(*given):
-    if workers.rank() == 1:
+    if processes.rank() == 1:
         raise torch.OutOfMemoryError
     return real(*given)
 
@@ -179,7 +216,7 @@ def main():
         raise SystemExit(3)
 
 generator.choose = choose
-workers.together(main)
+processes.launch(main)
 """
 )
 

@@ -115,12 +115,13 @@ def test_more_devices_than_processes_are_refused_with_the_command_that_starts_th
 
 FAILING = """
 from tskd import run
-from tskd.modules import finetuner, workers
+from tskd.modules import finetuner
+from tskd.runtime import processes
 
 real = finetuner.Finetuner.loss_of
 
 def loss_of(self, part, batch):
-    if workers.rank() == 1 and self.global_step == 2:
+    if processes.rank() == 1 and self.global_step == 2:
         raise ValueError("a part of the second process")
     return real(self, part, batch)
 
@@ -148,18 +149,18 @@ def test_a_failure_in_another_process_ends_the_run_and_is_told_in_its_own_words(
 
 UNEQUAL_ENDS = """
 import time
-from tskd.modules import workers
+import torch.distributed as dist
+from tskd.runtime import processes
 
-real = workers._tell
+real = dist.broadcast_object_list
 
-def told_long_before_the_first_one_ends(call=None):
-    told = real(call)
-    time.sleep(2 if workers.rank() == 0 else 0)
-    return told
+def broadcast_long_before_the_first_one_ends(*given, **named):
+    real(*given, **named)
+    time.sleep(2 if processes.rank() == 0 else 0)
 
-workers._tell = told_long_before_the_first_one_ends
-workers.LOOK_EVERY = 0
-workers.together(lambda: None)
+dist.broadcast_object_list = broadcast_long_before_the_first_one_ends
+processes.WATCH_SECONDS = 0
+processes.launch(lambda: None)
 """
 
 

@@ -67,7 +67,7 @@ class OwnLoop:
         return [results[i] for i in range(len(requests))]
 
 
-@processes.everywhere()
+@processes.on_all_ranks()
 def generate(
     model: LanguageModel,
     requests: Sequence[Request],

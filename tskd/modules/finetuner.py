@@ -63,7 +63,7 @@ class LoraSettings:
     gradient_checkpointing: bool = False
     fused_loss: bool = False
     replay_loss: Literal["kl", "nll"] = "kl"
-    replay_weight: NonNegativeFloat = 1.0
+    replay_weight: NonNegativeFloat = 10.0
 
     def check_device(self, device: torch.device) -> None:
         """Raise ``ConfigError`` where ``device`` cannot compute what is set."""
@@ -184,7 +184,7 @@ class Finetuner(Resident):
             largest = max(map(len, self._in_parts(batch)))
             self.parts *= 2
             self.tell_parts(largest)
-        return processes.add_up(self.parameters_in_training, sum(losses))
+        return processes.all_reduce_gradients(self.parameters_in_training, sum(losses))
 
     def _without_culprits(self, batch: list[int], loss: float) -> list[int]:
         """``batch`` without the texts whose own loss is no number, where they may be left out.
@@ -286,14 +286,14 @@ class Finetuner(Resident):
 
     def _in_parts(self, batch: Sequence[int]) -> list[list[int]]:
         """What of ``batch`` this process computes, and in which parts."""
-        mine = processes.share(sorted(batch, key=lambda i: len(self.texts[i].ids)))
+        mine = processes.shard(sorted(batch, key=lambda i: len(self.texts[i].ids)))
         parts = by_length([len(self.texts[i].ids) for i in mine], self.max_tokens, self.max_padding)
         return [[mine[i] for i in piece] for part in parts for piece in cut(part, self.parts)]
 
     def _in_turn(self, batch: Sequence[int]) -> list[list[int]]:
         """The parts of this process, and in step, what it computes while others have more; that is not to count."""
         parts = self._in_parts(batch)
-        turns = processes.largest(len(parts)) if self.in_step else len(parts)
+        turns = processes.all_reduce_max(len(parts)) if self.in_step else len(parts)
         return parts + [list(batch[:1])] * (turns - len(parts))
 
     def _examples(self, batch: Sequence[int]) -> list[int]:
@@ -337,7 +337,7 @@ class Finetuner(Resident):
             self.log_step(self.global_step, loss)
 
 
-@processes.everywhere(without=["log_step"])
+@processes.on_all_ranks(without=["log_step"])
 def finetune(
     weights: Weights,
     examples: Sequence[TokenSequence],

@@ -178,7 +178,7 @@ class TopProbabilities(Resident):
         return [each.clone() for each in found.half().cpu().split([len(each) for each in places])]
 
 
-@processes.everywhere()
+@processes.on_all_ranks()
 def top_probabilities(
     sequences: Sequence[TokenSequence],
     places: Sequence[Sequence[int]],

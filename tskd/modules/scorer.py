@@ -185,7 +185,7 @@ class SeedReader(Resident):
         return list(zip(shift(states[0], states[1], batch).cpu(), first.cpu(), strict=True))
 
 
-@processes.everywhere()
+@processes.on_all_ranks()
 def score(
     responses: Sequence[Response],
     base: LanguageModel,
@@ -266,7 +266,7 @@ class LikelihoodReader(Resident):
         return [[next(found) for _ in group] for group in groups]
 
 
-@processes.everywhere()
+@processes.on_all_ranks()
 def log_likelihoods(model: LanguageModel, sequences: Sequence[TokenSequence], trainer: LightningTrainer) -> list[float]:
     """log p(targets | what is before them) in nats for each of ``sequences``, in the order given."""
     check_context(model, max((len(sequence.ids) for sequence in sequences), default=0), "The longest text")

@@ -65,7 +65,7 @@ class Resident(pl.LightningModule):
 
     def anyone(self, here: bool) -> bool:
         """Whether it is so ``here``, or where processes are in step, in any of them."""
-        return bool(processes.largest(int(here))) if self.in_step else here
+        return bool(processes.all_reduce_max(int(here))) if self.in_step else here
 
     def compute(self, indices: list[int]) -> list[Any]:
         """The result of each of the inputs ``indices``, all in one batch."""
@@ -262,15 +262,15 @@ class LightningTrainer:
         if self.journal is not None and (content := module.content()) is not None:
             key = cache_key([type(module), content])
             # Read in one process, for all have to leave out the same; another may have begun to write already.
-            noted = processes.gathered(self.journal.read(key) if processes.rank() == 0 else {})
+            noted = processes.all_gather(self.journal.read(key) if processes.rank() == 0 else {})
             module.results = {i: module.from_journal(result) for i, result in noted.items()}
             module.note = partial(self.journal.add, key)
         left = [rest for batch in batches if (rest := [i for i in batch if i not in module.results])]
-        if mine := processes.share(left, module.in_step):
+        if mine := processes.shard(left, module.in_step):
             # What a sharded model gathers in inference mode could never be trained with.
             trainer = self._make(inference_mode=not module.in_step)
             trainer.predict(module, epoch_loader(mine), return_predictions=False)
-        return processes.gathered(module.results)
+        return processes.all_gather(module.results)
 
     def fit(self, module: Resident, epochs: int) -> None:
         """Train ``module`` on its own ``train_dataloader``, made anew for each epoch.
@@ -280,7 +280,7 @@ class LightningTrainer:
         callbacks, start = list[pl.Callback](), None
         if self.journal is not None and (content := module.content()) is not None:
             key = cache_key([type(module), content])
-            found = processes.gathered({0: self.journal.checkpoint(key)} if processes.rank() == 0 else {})
+            found = processes.all_gather({0: self.journal.checkpoint(key)} if processes.rank() == 0 else {})
             start, callbacks = found[0], [_EachEpoch(self.journal, key)]
         trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
         trainer.fit(module, ckpt_path=start, weights_only=True)

@@ -1,18 +1,20 @@
-"""Several processes for one run: the first runs it, and the others help it with what is computed on models.
+"""Run one experiment in several processes, as ``torchrun --nproc_per_node 4 -m tskd.run trainer=ddp …`` starts them.
 
-``torchrun --nproc_per_node 4 -m tskd.run trainer=ddp …`` starts them. Everything but the model passes (files, W&B, the
-algorithm) happens in the first process alone. A function marked ``everywhere`` is called with the same arguments in all
-of them: prediction passes share the batches out and gather what was found, training adds up the gradients of each
-process's share of a step. Weights travel as the name of their checkpoint, so the processes must see the same files.
-
-A process that fails notes why in the store that torchrun keeps. A thread in each of them looks there twice a second and
-ends the others, which breaks off what the first one waits for: whoever fails, and wherever, it ends with that line.
-That one was killed shows when another talks to it; of torchrun itself, in the store. The first alone heeds signals.
-Under ``trainer=fsdp`` each pass of a model is a collective call, and all processes must make as many of them: they are
-then *in step*, and one with less to do repeats something, whose result counts for nothing.
+1. Only rank 0 runs the algorithm: it alone writes files and metrics, and it alone handles signals.
+2. A function marked ``on_all_ranks`` runs in every process when rank 0 calls it. The other ranks wait for these calls.
+3. A call made inside such a call is local, because every process makes it already.
+4. Arguments are pickled, and weights travel as the path of their checkpoint. All processes must see the same files.
+5. Inside a call, ``shard`` divides the work, and the ``all_*`` functions combine it. They are collective: all processes
+   make the same ones, in the same order.
+6. Under ``trainer=fsdp`` each forward or backward pass is collective too. The processes are then *in step*: a process
+   with less to do repeats a pass and ignores its result.
+7. A failure in any process ends all of them with the line of the first cause, which the processes keep in torchrun's
+   key-value store. A thread in each process looks there, and ends the process if another one has failed. That closes
+   the connections of the process, so a process that waits for it raises an error, and then finds the cause.
+8. A killed process leaves no line. A process that fails unexpectedly therefore asks first who is still alive.
+9. If torchrun is killed, its store is gone, and every process ends.
 """
 
-import importlib
 import logging
 import math
 import os
@@ -24,49 +26,55 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from threading import Thread
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tskd.errors import ModelError, TskdError
 from tskd.runtime import interrupts
 
+if TYPE_CHECKING or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a single process needs no torch here
+    import torch
+    import torch.distributed as dist
+
 log = logging.getLogger(__name__)
-Called = TypeVar("Called", bound=Callable[..., Any])
-PATIENCE = timedelta(days=7)  # the others have nothing to do while the first grades answers, or writes files
-FAREWELL = timedelta(minutes=1)  # how long the first process may take to end, once another one has failed
-LOOK_EVERY = 0.5  # seconds
-FAILED, ENDED = "tskd/failed", "tskd/ended"  # in the store: why, and that the first process has nothing more to do
-_store: Any = None  # torchrun's, which lives as long as any process
+Function = TypeVar("Function", bound=Callable[..., Any])
+COLLECTIVE_TIMEOUT = timedelta(days=7)  # the other ranks wait while rank 0 grades answers or writes files
+ALIVE_TIMEOUT = timedelta(seconds=10)  # for all processes to answer; torchrun kills those left after 30 seconds
+ENDING_TIMEOUT = timedelta(minutes=1)  # for rank 0 to end after another process has failed
+WATCH_SECONDS = 0.5
+# Keys of the store: the first cause; that rank 0 has ended; that somebody asks who is alive (and, with a rank, "I am").
+FAILED, ENDED, ALIVE = "tskd/failed", "tskd/ended", "tskd/alive"
+_store: Any = None
 _is_in_call = False
 
 
 def rank() -> int:
-    """The number of this process: 0 is the one that runs, and the only one where there are no others."""
+    """Return the number of this process; 0 runs the algorithm."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """Its number on this machine, which is that of its GPU."""
+    """Return the number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def count() -> int:
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def together(main: Callable[[], None]) -> None:
-    """Call ``main`` in the first process; the others do what it does on models, until it ends."""
+def launch(main: Callable[[], None]) -> None:
+    """Run ``main`` in rank 0, and what it calls ``on_all_ranks`` in the other processes, until it ends.
+
+    Raises:
+        ModelError: In rank 0, if another process has failed. The message is the first cause.
+    """
     global _store
     if count() == 1:
         main()
         return
-    _store, _, _ = next(iter(rendezvous("env://")))
-    dist.init_process_group("gloo", timeout=PATIENCE, store=_store, rank=rank(), world_size=count())
-    watch = Thread(target=_watch, args=[_store.clone()], daemon=True)
+    dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+    _store = _connect()
+    watch = Thread(target=_watch, args=[_connect()], daemon=True)
     watch.start()
     try:
         if rank() == 0:
@@ -75,83 +83,39 @@ def together(main: Callable[[], None]) -> None:
             finally:
                 try:
                     if not _store.check([FAILED]):
-                        _tell(None)
+                        with _noting_failures():
+                            _broadcast(None)
                 finally:
-                    _store.set(ENDED, "")  # even if another one was killed, or the watch below would wait for it
+                    _store.set(ENDED, "")  # even if that failed, because the watch waits for it
         else:
-            for each in interrupts.SIGNALS:  # torchrun hands them to all; the first heeds them, and ends the others
+            for each in interrupts.SIGNALS:  # torchrun sends them to all processes
                 signal.signal(each, signal.SIG_IGN)
-            with suppress(Exception):  # it is noted, and the first process tells it
+            with suppress(Exception):  # it is in the store, and rank 0 raises it
                 _serve()
     finally:
-        watch.join()  # Python aborts where it ends while a thread is within the store
-    if dist.is_initialized():  # not where one has failed
-        dist.destroy_process_group()
+        watch.join()  # Python aborts if it ends while a thread is inside the store
+    dist.destroy_process_group()
 
 
-def _serve() -> None:
-    global _is_in_call
-    _is_in_call = True  # what is called within a call is called in all processes anyway
-    while True:
-        with _answering_for_failures():
-            if (call := _tell()) is None:
-                return
-            module, name, args, kwargs = call
-            getattr(importlib.import_module(module), name).__wrapped__(*args, **kwargs)
+def on_all_ranks(without: Sequence[str] = ()) -> Callable[[Function], Function]:
+    """Let every process call the decorated function, at module level, when rank 0 calls it.
 
+    Args:
+        without: Keyword arguments that the other ranks get as ``None``, such as callbacks.
 
-def _watch(store: Any) -> None:
-    """Let nothing wait for a process that has failed, or outlive torchrun."""
-    try:
-        while not store.check([FAILED]):
-            if store.check([ENDED]):
-                return
-            time.sleep(LOOK_EVERY)
-    except dist.DistNetworkError:  # its processes are sessions of their own, and nobody else would end them
-        os._exit(1)
-    if rank() > 0:
-        os._exit(0)  # with an error's number, torchrun would end the first process before it has told the cause
-    if dist.is_initialized():  # what runs on a GPU does not notice that the others are gone; there it is not tried yet
-        dist.distributed_c10d._abort_process_group()
-    try:
-        store.wait([ENDED], FAREWELL)
-    except dist.DistStoreError:
-        print(store.get(FAILED).decode(), file=sys.stderr, flush=True)
-        os._exit(1)
+    Returns:
+        A decorator. The caller gets the result of rank 0.
+    """
 
-
-@contextmanager
-def _answering_for_failures() -> Iterator[None]:
-    """Note an exception, for all processes to end; raise it, or in its place the one that has been noted before."""
-    try:
-        yield
-    except BaseException as error:
-        known = isinstance(error, TskdError)
-        if rank() > 0 and not known and not _store.check([FAILED]):
-            log.exception("Process %d of %d failed.", rank(), count())
-        line = str(error) if known else " ".join(f"{type(error).__name__}: {error}".split())
-        mine = f"Process {rank()} of {count()} failed: {line}"
-        if lost := "/gloo/" in line:
-            mine = f"One of {count()} processes has ended without a word: killed, perhaps for want of memory."
-        noted = _store.compare_set(FAILED, "", mine).decode()
-        # What another's end has done to this one.
-        if (lost or noted != mine) and not known and isinstance(error, Exception):
-            raise ModelError(noted) from error
-        raise
-
-
-def everywhere(without: Sequence[str] = ()) -> Callable[[Called], Called]:
-    """Let all processes call the function where the first one calls it, there with ``None`` for those ``without``."""
-
-    def decorate(function: Called) -> Called:
+    def decorate(function: Function) -> Function:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             global _is_in_call
             if count() == 1 or _is_in_call:
                 return function(*args, **kwargs)
             theirs = {name: None if name in without else value for name, value in kwargs.items()}
-            with _answering_for_failures():
-                _tell((function.__module__, function.__name__, args, theirs))
+            with _noting_failures():
+                _broadcast((call, args, theirs))
                 _is_in_call = True
                 try:
                     return function(*args, **kwargs)
@@ -163,17 +127,19 @@ def everywhere(without: Sequence[str] = ()) -> Callable[[Called], Called]:
     return decorate
 
 
-def share(batches: Sequence[Any], in_step: bool = False) -> list[Any]:
-    """This process's part of ``batches``; together, the processes have each once. In step, all parts are of one length.
+def shard(batches: Sequence[Any], in_step: bool = False) -> list[Any]:
+    """Return this process's part of ``batches``; every batch is in the part of exactly one process.
 
-    What makes up for a missing batch is the first one again, with the same result.
+    Args:
+        batches: The same sequence in all processes.
+        in_step: Pad shorter parts with the first batch, so that all parts have the same length.
     """
     mine = list(batches[rank() :: count()])
     return mine + list(batches[:1]) * (math.ceil(len(batches) / count()) - len(mine)) if in_step else mine
 
 
-def gathered(found: dict[int, Any]) -> dict[int, Any]:
-    """What all processes have ``found``, together."""
+def all_gather(found: dict[int, Any]) -> dict[int, Any]:
+    """Return the union of what all processes have ``found``."""
     if count() == 1:
         return found
     of_all: list[Any] = [None] * count()
@@ -181,30 +147,110 @@ def gathered(found: dict[int, Any]) -> dict[int, Any]:
     return {index: value for each in of_all for index, value in each.items()}
 
 
-def largest(number: int) -> int:
-    """The largest ``number`` that a process gives; all have to call this."""
+def all_reduce_max(number: int) -> int:
+    """Return the largest ``number`` of all processes."""
     if count() == 1:
         return number
-    told = torch.tensor(number)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return int(told)
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
-def add_up(parameters: Sequence[Tensor], loss: float) -> float:
-    """Add up the gradients and the losses of all processes, in place and as the result."""
+def all_reduce_gradients(parameters: Sequence["torch.Tensor"], loss: float) -> float:
+    """Add up the gradients of all processes in place, and return the sum of their losses.
+
+    Args:
+        parameters: The same in all processes. A missing gradient counts as zero.
+        loss: The part of the loss that this process has computed.
+    """
     if count() == 1:
         return loss
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    told = torch.tensor(loss, dtype=torch.float64)
-    dist.all_reduce(told)
+    total = torch.tensor(loss, dtype=torch.float64)
+    dist.all_reduce(total)
     flat = torch.cat([gradient.flatten().float() for gradient in gradients]).cpu()
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter)
-    return float(told)
+    return float(total)
 
 
-def _tell(call: Any = None) -> Any:
-    told = [call]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+def _connect() -> Any:
+    """Connect to the store that ``init_process_group`` has used: torchrun's, which outlives the processes."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False)  # type: ignore[attr-defined]
+
+
+def _broadcast(call: Any) -> Any:
+    """Send the ``call`` of rank 0 to the other ranks, and return it in all of them."""
+    calls = [call]
+    dist.broadcast_object_list(calls, src=0)
+    return calls[0]
+
+
+def _serve() -> None:
+    """Make each call of rank 0 until it sends none."""
+    global _is_in_call
+    _is_in_call = True
+    while True:
+        with _noting_failures():
+            if (received := _broadcast(None)) is None:
+                return
+            call, args, kwargs = received
+            call(*args, **kwargs)
+
+
+def _watch(store: Any) -> None:
+    """End this process if another one has failed or torchrun is gone; until then, answer who asks if it is alive.
+
+    ``os._exit`` is the only way: the main thread may wait in a collective call, which no exception can reach.
+    """
+    try:
+        while not store.check([FAILED]):
+            if store.check([ENDED]):
+                return
+            if store.check([ALIVE]):
+                store.set(f"{ALIVE}/{rank()}", "")
+            time.sleep(WATCH_SECONDS)
+        if rank() > 0:
+            os._exit(0)  # after any other code, torchrun would end rank 0 before it has recorded the cause
+        line = store.get(FAILED).decode()
+        store.wait([ENDED], ENDING_TIMEOUT)
+    except dist.DistStoreError:  # rank 0 has not noticed, perhaps in a GPU kernel (never tried)
+        print(line, file=sys.stderr, flush=True)
+        os._exit(1)
+    except dist.DistNetworkError:  # torchrun is gone, and nobody else would end its processes
+        os._exit(1)
+
+
+@contextmanager
+def _noting_failures() -> Iterator[None]:
+    """Note an exception in the store, so that all processes end.
+
+    Raises:
+        ModelError: In place of an unexpected exception if it follows from the end of another process.
+    """
+    try:
+        yield
+    except BaseException as error:
+        expected = isinstance(error, TskdError) or not isinstance(error, Exception)
+        line = str(error) if isinstance(error, TskdError) else " ".join(f"{type(error).__name__}: {error}".split())
+        cause = own = f"Process {rank()} of {count()} failed: {line}"
+        if not expected and not _store.check([FAILED]):
+            if silent := _silent_ranks():
+                cause = f"Process {silent[0]} of {count()} was killed, perhaps because memory ran out."
+            elif rank() > 0:
+                log.exception("Process %d of %d failed.", rank(), count())
+        first = _store.compare_set(FAILED, "", cause).decode()
+        if not expected and first != own:
+            raise ModelError(first) from error
+        raise
+
+
+def _silent_ranks() -> list[int]:
+    """Ask all processes whether they are alive, and return those that do not answer."""
+    answers = [f"{ALIVE}/{number}" for number in range(count())]
+    _store.set(ALIVE, "")
+    with suppress(dist.DistStoreError):
+        _store.wait(answers, ALIVE_TIMEOUT)
+    return [number for number, answer in enumerate(answers) if not _store.check([answer])]

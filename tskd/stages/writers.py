@@ -1,7 +1,8 @@
 """Who writes new prompts: one of the models of a run, another one, or a class of your own named by ``_target_``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from tskd.engines.client import Server
@@ -64,6 +65,7 @@ class ServerWriter(Server):
     """A chat model that is asked for new prompts: by the paper's reviews, GPT-4o."""
 
     model: str
+    answers: Path | None = field(default=Path("outputs/.server"), compare=False)
 
     @property
     def name(self) -> str:

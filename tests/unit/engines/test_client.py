@@ -28,7 +28,8 @@ def without_a_key(monkeypatch):
 
 
 def writer(url, **settings):
-    return ServerWriter(**{"url": url, "model": "m", "backoff": 0.001, "concurrency": 1, "max_retries": 3, **settings})
+    given = {"url": url, "model": "m", "answers": None, "backoff": 0.001, "concurrency": 1, "max_retries": 3}
+    return ServerWriter(**given | settings)
 
 
 def write(asked, texts=("a",), sampling=None, stop=("\n\nPrompt:",)):
