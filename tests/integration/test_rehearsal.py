@@ -24,7 +24,7 @@ from tskd.tasks.sandbox import isolated_tests
 CONF = Path(hydra_plugins.folder())
 MODELS = sorted((CONF / "model").glob("[a-z]*.yaml"))
 DATA = Path(__file__).parents[3] / "shared" / "data"
-EXPERIMENTS = [f"{paper}/{name}" for paper, content in grid.papers().items() for name in content["cells"]]
+EXPERIMENTS = [f"{paper}/{name}" for paper, content in grid.PAPERS.items() for name in content["cells"]]
 KINDS = {"translora/bbh_llama2_7b_to_gemma_7b", "titok/mmlu_mistral_7b_to_llama3_1_8b"}
 
 

@@ -183,5 +183,6 @@ def test_the_estimates_lengths_are_those_of_the_published_files():
         examples = task.examples()
         lengths = [(len(each.prompt.text), len(each.answer)) for each in examples]
         prompt, answer = map(fmean, zip(*lengths, strict=True))
-        counted = grid.Texts(len(examples), len(task.questions()), round(prompt), round(answer))
+        held_out = len(task.questions())
+        counted = {"private": len(examples), "held_out": held_out, "prompt": round(prompt), "answer": round(answer)}
         assert grid.TEXTS[name] == counted
