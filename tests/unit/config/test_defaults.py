@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from tskd import moved
 from tskd.config import hydra_plugins, schema
 from tskd.config.build import LENGTHS_AND_EPOCHS
 from tskd.models.checkpoint import Checkpoint
@@ -71,7 +72,7 @@ def is_default(field, value):
     if default in (MISSING, "???") or value == "???" or "${" in str(value):
         return True
     if isinstance(default, type):
-        return value == f"{default.__module__}.{default.__name__}"
+        return moved.find(value) is default
     if isinstance(value, list):
         return value == list(default)
     return value == (str(default) if isinstance(default, Path) else default)
