@@ -1,4 +1,4 @@
-"""How well the estimate that `iterations=auto` stops by tells what is covered, in finished runs of the embedded world.
+"""Compare the estimate by which `iterations=auto` stops with true coverage.
 
     python -m tskd.run -m iterations=10 expansion.num_drafts=60 seed=0,1,2,3,4 training.each_iteration=false \
         task.epochs=1 training.replay.source=none tracking.mode=disabled hydra.sweep.dir=outputs/coverage
@@ -8,27 +8,38 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import Any
 
 import yaml
 
 from tskd.records import Iteration
+from tskd.report.statistics import summarise
+from tskd.report.table_writer import Column, columns, to_markdown
 from tskd.stages.coverage import coverage
 from tskd.storage.run_folder import RunFolder
 from tskd.tasks.atlas import Atlas
 
 RESULTS = Path(__file__).parent / "results" / "atlas_coverage.json"
+COLUMNS = {
+    "ours": Column("estimate", 2),
+    "known_next": Column("what came next", 2),
+    "facts": Column("facts covered", 2),
+    "pooled": Column("Good, all iterations", 2),
+    "chao": Column("Chao1", 2),
+}
+ESTIMATES, TRUTHS = ("ours", "pooled", "chao"), ("known_next", "facts")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One iteration of one run: three estimates, and two truths that they may be compared with.
+    """One iteration of one run: three estimates, and two truths to compare them with.
 
-    ``known_next`` is the share of the next iteration's drafts of kept prompts whose prompt was kept by now; ``None``
-    after the last. ``facts`` is the share of the private facts whose question is kept.
+    ``known_next`` is the share of the next iteration's drafts of kept prompts whose prompt was kept by now, ``None``
+    after the last iteration. ``facts`` is the share of the private facts whose question is kept.
     """
 
     seed: int
@@ -41,7 +52,7 @@ class Row:
 
 
 def draws_of_kept(done: Sequence[Iteration], of: Sequence[Iteration]) -> Counter[str]:
-    """How often each prompt that is kept in ``done`` was drafted in the iterations ``of``."""
+    """Count the drafts in ``of`` of each prompt that is kept in ``done``."""
     kept = {e.response.prompt.fingerprint for past in done for e in past.selection.kept}
     draws = Counter[str]()
     for past in of:
@@ -75,38 +86,22 @@ def rows_of(folder: Path, seed: int) -> list[Row]:
 
 
 def coverage_table() -> str:
-    """Means over the seeds, from the committed results."""
-    rows = [Row(**row) for row in json.loads(RESULTS.read_text())]
-    names = {
-        "ours": "estimate",
-        "known_next": "what came next",
-        "facts": "facts covered",
-        "pooled": "Good, all iterations",
-        "chao": "Chao1",
-    }
-    lines = ["| iteration | runs | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 2) + "|"]
-    for index in sorted({row.iteration for row in rows}):
-        here = [row for row in rows if row.iteration == index]
-        cells = [_spread([value for row in here if (value := getattr(row, name)) is not None]) for name in names]
-        lines.append(f"| {index} | {len(here)} | " + " | ".join(cells) + " |")
-    for truth in ("known_next", "facts"):
-        errors = {
-            name: [
-                abs(getattr(row, name) - getattr(row, truth))
-                for row in rows
-                if None not in (getattr(row, name), getattr(row, truth))
-            ]
-            for name in ("ours", "pooled", "chao")
-        }
-        cells = [f"{fmean(errors[name]):.3f}" if name in errors else "" for name in names]
-        lines.append(f"| mean error, {names[truth]} | {len(errors['ours'])} rows | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    """Average the committed results over seeds, and the absolute errors over rows."""
+    results = json.loads(RESULTS.read_text())
+    rows = []
+    for index in sorted({row["iteration"] for row in results}):
+        here = [row for row in results if row["iteration"] == index]
+        rows.append([index, len(here), *summarise(here, COLUMNS)])
+    for truth in TRUTHS:
+        errors = [_errors(row, truth) for row in results if row[truth] is not None]
+        means = {name: f"{fmean(error[name] for error in errors if name in error):.3f}" for name in ESTIMATES}
+        cells = [means.get(name, "") for name in COLUMNS]
+        rows.append([f"mean error, {COLUMNS[truth].name}", f"{len(errors)} rows", *cells])
+    return to_markdown([*columns("iteration", "runs"), *COLUMNS.values()], rows)
 
 
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "–"
-    return f"{fmean(values):.2f} ± {stdev(values):.2f}"
+def _errors(row: Mapping[str, Any], truth: str) -> dict[str, float]:
+    return {name: abs(row[name] - row[truth]) for name in ESTIMATES if row[name] is not None}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The results of a sweep's jobs, by the overrides that they differ in, as one file of ``results/``.
+"""Write the results of a sweep's jobs, by differing overrides, to ``results/``.
 
 python experiments/gather.py outputs/threshold atlas_auto_threshold
 python experiments/gather.py outputs/iterations atlas_iterations --iterations   # a result for each iteration
@@ -41,7 +41,7 @@ def gather(sweep: Path, by_iteration: bool = False) -> dict[str, Result]:
 
 
 def jobs_of(sweep: Path) -> dict[str, Path]:
-    """The folders of the jobs that have a result, by the overrides that they differ in."""
+    """Find the folders of jobs that have a result, by their differing overrides."""
     jobs = [file.parent for file in sweep.glob("*/result.json")]
     overrides = {job: yaml.safe_load((job / ".hydra" / "overrides.yaml").read_text()) for job in jobs}
     shared = set.intersection(*map(set, overrides.values()))
@@ -50,7 +50,7 @@ def jobs_of(sweep: Path) -> dict[str, Path]:
 
 
 def graded(job: Path, voice: str | None = None) -> list[Graded]:
-    """The private held-out questions as the target answers them in the end, or ``voice`` does."""
+    """Read the answers to private questions by ``voice``, else by the last target."""
     last = f"iteration_{read_json(dict, job / 'result.json')['iterations'] - 1}"
     answers = read_lines(Graded, job / "evaluation" / f"{voice or last}.jsonl")
     return [answer for answer in answers if answer.split == PRIVATE]

@@ -1,4 +1,4 @@
-"""Pools with questions in them that are none of the task's, in the embedded world: what is a filter worth?
+"""Pollute pools of the embedded world with off-task questions to test filters.
 
     PYTHONPATH=experiments python -m tskd.run -m seed=0,1,2 selection=ppl_difference,random,all \
         allow=polluted expansion._target_=polluted.Polluted +expansion.off_task=0,0.25,0.5,0.75 \
@@ -22,7 +22,7 @@ from tskd.tasks.atlas import Atlas
 
 @dataclass(frozen=True)
 class Polluted(FewShot):
-    """Few-shot, and among its new prompts general questions of the world, so that they are the share ``off_task``.
+    """Few-shot, with general questions of the world as the share ``off_task``.
 
     What few-shot itself strays into comes on top. Held-out questions are not taken, and each of the others once: there
     are 360, and where they are used up, fewer are added.
@@ -41,5 +41,5 @@ class Polluted(FewShot):
         return replace(expansion, prompts=tuple(mixed))
 
     def strangers(self) -> Sequence[Question]:
-        """The questions that are added, where they are neither held out nor seen."""
+        """Return the questions to add, unless they are held out or seen."""
         return Atlas().general()

@@ -1,4 +1,4 @@
-"""What each rule and each threshold keeps of the same responses, in the embedded world; nothing is trained.
+"""Compare what rules and thresholds keep of the same responses; train nothing.
 
     python experiments/rules.py outputs/generators   # reads the jobs with few-shot prompts and no filter
 
@@ -43,7 +43,7 @@ MEASURES = ("kl", "seed_shift", "seed_likeness", "target_nll_per_byte")
 
 
 def scored_again(job: Path) -> list[Scored]:
-    """The responses of the job's first iteration, with every measure."""
+    """Score the responses of the job's first iteration again, with every measure."""
     base, target = (Weights(Checkpoint(f"atlas_{name}", f"zoo://atlas/{name}")) for name in ("llama", "neox"))
     responses = [example.response for example in RunFolder(job).history()[0].scored]
     return score(
@@ -58,7 +58,7 @@ def scored_again(job: Path) -> list[Scored]:
 
 
 def result_of(rule: stage.Rule, scored: list[Scored]) -> Result:
-    """What the rule keeps; ``facts`` is the share of the held-out questions among it, all that a target can learn."""
+    """Summarise what the rule keeps; ``facts`` is the share of held-out questions."""
     private = {question.prompt.id for question in Atlas().examples()}
     held_out = {question.prompt.id for question in Atlas().questions() if question.split == PRIVATE}
     of_seeds = [example for example in scored if example.response.prompt.is_seed]

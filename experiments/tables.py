@@ -1,25 +1,47 @@
-"""The tables of ``experiments/README.md``, made from the committed results: ``python experiments/tables.py``."""
+"""Make the tables of ``experiments/README.md`` from the committed results.
+
+python experiments/tables.py
+"""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import Any
+
+from tskd.report.statistics import Estimate, mean_and_sd, numbers, summarise
+from tskd.report.table_writer import Column, Value, columns, format_value, to_markdown
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = {
-    "target before": "eval/target_accuracy",
-    "teacher": "eval/teacher_accuracy",
-    "target after": "eval/accuracy",
-    "general after": "eval/general_accuracy",
-    "kept": "select/kept",
-    "precision": "select/precision",
-    "recall": "select/recall",
+    "eval/target_accuracy": Column("target before", 3),
+    "eval/teacher_accuracy": Column("teacher", 3),
+    "eval/accuracy": Column("target after", 3),
+    "eval/common_accuracy": Column("target after", 3),
+    "eval/general_accuracy": Column("general after", 3),
+    "prompts/new": Column("new prompts"),
+    "prompts/malformed": Column("malformed"),
+    "prompts/screened": Column("not asked"),
+    "select/threshold": Column("its value", 3),
+    "select/kept": Column("kept"),
+    "select/kept_fraction": Column("kept fraction", 3),
+    "select/precision": Column("precision", 3),
+    "select/recall": Column("recall", 3),
+    "facts": Column("facts kept", 3),
+    "train/loss": Column("train/loss", 3),
+    "cost/trained_tokens": Column("tokens trained"),
+    "cost/generated_tokens": Column("tokens generated"),
+    "cost/scored_tokens": Column("tokens scored"),
+    "right/accuracy": Column("on the right facts", 3),
+    "wrong/asked": Column("wrong asked"),
+    "wrong/kept_fraction": Column("wrong kept", 3),
+    "right/kept_fraction": Column("right kept", 3),
+    "wrong/repeated_by_teacher": Column("errors repeated by teacher", 3),
+    "wrong/repeated_by_target": Column("by target", 3),
 }
-SELECTED = {
-    "kept": "select/kept",
-    "precision": "select/precision",
-    "recall": "select/recall",
-    "tokens trained": "cost/trained_tokens",
-}
+VOICES = ("eval/target_accuracy", "eval/teacher_accuracy", "eval/accuracy")
+KEPT = ("select/kept", "select/precision", "select/recall")
+SELECTED = (*KEPT, "cost/trained_tokens")
 RULES = {
     "the paper's rule": "ppl_difference",
     "seed_shift": "seed_shift",
@@ -28,64 +50,67 @@ RULES = {
 }
 
 
-def read(name: str) -> dict[str, float]:
+def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
 
 
-def table(rows: dict[str, dict[str, float]], label: str, spread: bool) -> str:
-    """A Markdown table with a row for each result, and mean ± standard deviation below them where asked."""
-    lines = [f"| {label} | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, result in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_show(result[key]) for key in COLUMNS.values()) + " |")
-    if spread:
-        cells = [f"{_show(fmean(values))} ± {_show(stdev(values))}" for values in _columns(list(rows.values()))]
-        lines.append(f"| mean ± sd, n = {len(rows)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def table(groups: Mapping[str, Sequence[Mapping[str, Any]]], label: str) -> str:
+    """Make a row for each group of results: means ± standard deviations."""
+    names = (*VOICES, "eval/general_accuracy", *KEPT)
+    rows = [[name, *map(_show, summarise(results, names))] for name, results in groups.items()]
+    return to_markdown([Column(label), *map(COLUMNS.__getitem__, names)], rows)
 
 
 def default_table() -> str:
-    return table({str(seed): read(f"atlas_seed={seed}") for seed in (0, 1, 2)}, "seed", spread=True)
+    results = {str(seed): [read(f"atlas_seed={seed}")] for seed in (0, 1, 2)}
+    return table({**results, "mean ± sd, n = 3": [each for (each,) in results.values()]}, "seed")
 
 
 def threshold_table() -> str:
-    rows = {}
-    for threshold, suffix in (("0", ",threshold=0"), ("0.5", ",threshold=0.5"), ("1.5", ""), ("4", ",threshold=4")):
-        rows |= {f"{threshold}, seed {seed}": read(f"atlas_seed={seed}{suffix}") for seed in (0, 1)}
-    return table(rows, "threshold", spread=False)
+    suffixes = {"0": ",threshold=0", "0.5": ",threshold=0.5", "1.5": "", "4": ",threshold=4"}
+    groups = {
+        f"{threshold}, seed {seed}": [read(f"atlas_seed={seed}{suffix}")]
+        for threshold, suffix in suffixes.items()
+        for seed in (0, 1)
+    }
+    return table(groups, "threshold")
 
 
 def replay_table() -> str:
-    rows = {}
     prefixes = {"none": "replay=none,", "KL, weight 1": "weight=1,", "KL, weight 3": "weight=3,", "KL, weight 10": ""}
-    for label, prefix in prefixes.items():
-        results = [read(f"atlas_{prefix}seed={seed}") for seed in (0, 1, 2)]
-        rows[label] = [f"{_show(fmean(values))} ± {_show(stdev(values))}" for values in _columns(results)]
-    lines = ["| replay | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    return "\n".join([*lines, *(f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items())])
+    groups = {name: [read(f"atlas_{prefix}seed={seed}") for seed in (0, 1, 2)] for name, prefix in prefixes.items()}
+    return table(groups, "replay")
 
 
 def transfer_table() -> str:
-    """SmolLM2 to Gemma 3 on BBH tasks: means over the seeds that were run to the end."""
+    """Compare thresholds from SmolLM2 to Gemma 3 on BBH tasks, over completed seeds."""
     thresholds = {f"τ = {value}": f"threshold={value}" for value in ("0.5", "1.5")}
     arms = {"no filter": "all", **thresholds, "original data": "original_data"}
-    head = ["task", "base", "teacher", "target before", *arms, "kept at 0.5", "kept at 1.5"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    folder = RESULTS / "smollm2_to_gemma3_bbh"
+    folder, rows = RESULTS / "smollm2_to_gemma3_bbh", list[list[Value]]()
     for task in sorted({file.name.split(",")[0] for file in folder.glob("*.json")}):
         found = {
             arm: [json.loads(file.read_text())["result"] for file in sorted(folder.glob(f"{task},{arm},*.json"))]
             for arm in arms.values()
         }
-        one = found["threshold=1.5"][0]
-        known = [_show(one[f"eval/{voice}_accuracy"]) for voice in ("base", "teacher", "target")]
-        cells = [_spread([result["eval/accuracy"] for result in results]) for results in found.values()]
-        kept = [_spread([r["select/kept_fraction"] for r in found[f"threshold={t}"]]) for t in ("0.5", "1.5")]
-        lines.append("| " + " | ".join([task, *known, *cells, *kept]) + " |")
-    return "\n".join(lines)
+        known = [found["threshold=1.5"][0][f"eval/{voice}_accuracy"] for voice in ("base", "teacher", "target")]
+        cells = [_with_values(results, "eval/accuracy") for results in found.values()]
+        kept = [_with_values(found[arm], "select/kept_fraction") for arm in thresholds.values()]
+        rows.append([task, *known, *cells, *kept])
+    heads = columns("task", "base", "teacher", "target before", *arms, "kept at 0.5", "kept at 1.5", digits=3)
+    return to_markdown(heads, rows)
+
+
+def _with_values(results: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Show a mean and its values: of two seeds, a standard deviation would say less."""
+    values = numbers(results, name)
+    return f"{fmean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})" if values else "not run"
 
 
 def pair_table() -> str:
-    """SmolLM2 to Gemma 3 on BBH tasks at one budget, arm by arm; below, the mean over the tasks of each seed."""
+    """Compare arms from SmolLM2 to Gemma 3 on BBH tasks at one budget.
+
+    The last row averages over the tasks, seed by seed.
+    """
     arms = {
         "original data": "original_data",
         "no filter": "all",
@@ -93,77 +118,68 @@ def pair_table() -> str:
         "the paper's rule": "ppl_difference",
         "recommended": "recommended",
     }
-    results = json.loads((RESULTS / "smollm2_to_gemma3_arms.json").read_text())
+    results = read("smollm2_to_gemma3_arms")
     tasks = sorted({word for job in results for word in job.split(",") if word.startswith("task.subset=")})
     seeds = sorted({word for job in results for word in job.split(",") if word.startswith("seed=")}) or [""]
 
-    def of(arm: str, *overrides: str) -> list[dict[str, float]]:
-        return [result for job, result in results.items() if {f"arms/{arm}]", *overrides} <= set(job.split(","))]
+    def accuracies(arm: str, *overrides: str) -> list[float]:
+        return numbers(_matching(results, {f"arms/{arm}]", *overrides}), "eval/accuracy")
 
-    lines = [f"| task | teacher | target before | {' | '.join(arms)} |", "|---" * (len(arms) + 3) + "|"]
+    rows: list[list[Value]] = []
     for task in tasks:
-        (first, *_) = of("original_data", task)
-        known = [_show(first[f"eval/{voice}_accuracy"]) for voice in ("teacher", "target")]
-        cells = [_of_seeds([each["eval/accuracy"] for each in of(arm, task)]) for arm in arms.values()]
-        lines.append("| " + " | ".join([task.removeprefix("task.subset="), *known, *cells]) + " |")
-    by_seed = {arm: [of(arm, *filter(None, [seed])) for seed in seeds] for arm in arms.values()}  # one: in no name
-    means = [
-        _of_seeds([fmean(r["eval/accuracy"] for r in found) for found in of_arm if len(found) == len(tasks)])
-        for of_arm in by_seed.values()
-    ]
-    lines.append("| " + " | ".join([f"mean over {len(tasks)} tasks", "", "", *means]) + " |")
-    return "\n".join(lines)
+        first = _matching(results, {"arms/original_data]", task})[0]
+        known = [first[f"eval/{voice}_accuracy"] for voice in ("teacher", "target")]
+        cells = [_of_seeds(accuracies(arm, task)) for arm in arms.values()]
+        rows.append([task.removeprefix("task.subset="), *known, *cells])
+    by_seed = {arm: [accuracies(arm, *filter(None, [seed])) for seed in seeds] for arm in arms.values()}
+    means = [_of_seeds([fmean(each) for each in of_arm if len(each) == len(tasks)]) for of_arm in by_seed.values()]
+    rows.append([f"mean over {len(tasks)} tasks", "", "", *means])
+    return to_markdown(columns("task", "teacher", "target before", *arms, digits=3), rows)
 
 
 def _of_seeds(values: list[float]) -> str:
-    return f"{_mean(values)} (n = {len(values)})" if values else "not run"
+    return f"{format_value(mean_and_sd(values), 3)} (n = {len(values)})" if values else "not run"
 
 
 def teacher_table() -> str:
-    """A SmolLM2 fine-tuned on each BBH task."""
-    rows = json.loads((RESULTS / "smollm2_bbh_teachers.json").read_text())
-    lines = ["| task | n | base | teacher |", "|---|---|---|---|"]
-    for task, card in rows.items():
-        base, teacher = (
-            f"{card[f'{voice}_accuracy']:.3f} ± {card[f'{voice}_standard_error']:.3f}" for voice in ("base", "teacher")
-        )
-        lines.append(f"| {task} | {card['num_held_out']} | {base} | {teacher} |")
-    return "\n".join(lines)
+    """Show a SmolLM2 fine-tuned on each BBH task."""
+    rows: list[list[Value]] = []
+    for task, card in read("smollm2_bbh_teachers").items():
+        n = card["num_held_out"]
+        voices = (Estimate(card[f"{v}_accuracy"], n, card[f"{v}_standard_error"]) for v in ("base", "teacher"))
+        rows.append([task, n, *voices])
+    return to_markdown(columns("task", "n", "base", "teacher", digits=3), rows)
 
 
 def expansion_table() -> str:
-    """What each expansion has written in the embedded world."""
-    names = ("new", "duplicates", "near_duplicates", "malformed")
-    lines = ["| expansion | new | repeats | near-duplicates | malformed | kept | precision |", "|---" * 7 + "|"]
-    for expansion, result in json.loads((RESULTS / "atlas_expansions.json").read_text()).items():
-        counts = [str(result[f"prompts/{name}"]) for name in names]
-        kept = [_show(result[f"select/{name}"]) if "select/kept" in result else "–" for name in ("kept", "precision")]
-        lines.append("| " + " | ".join([expansion, *counts, *kept]) + " |")
-    return "\n".join(lines)
+    """Show what each expansion has written in the embedded world."""
+    shown = {
+        "prompts/new": Column("new"),
+        "prompts/duplicates": Column("repeats"),
+        "prompts/near_duplicates": Column("near-duplicates"),
+        "prompts/malformed": Column("malformed"),
+        "select/kept": Column("kept"),
+        "select/precision": Column("precision", 3),
+    }
+    rows = [[expansion, *map(result.get, shown)] for expansion, result in read("atlas_expansions").items()]
+    return to_markdown([Column("expansion"), *shown.values()], rows)
 
 
 def auto_threshold_table() -> str:
-    """`threshold=auto` among fixed ones, in the embedded world."""
-    rows = {threshold: f"threshold={threshold}" for threshold in ("auto", "0", "0.5", "1.5", "4", "16", "64")}
-    return sweep_table("atlas_auto_threshold", {label: {override} for label, override in rows.items()}, "threshold")
+    """Compare `threshold=auto` with fixed ones, in the embedded world."""
+    rows = {threshold: {f"threshold={threshold}"} for threshold in ("auto", "0", "0.5", "1.5", "4", "16", "64")}
+    return sweep_table("atlas_auto_threshold", rows, "threshold")
 
 
 def pair_threshold_table() -> str:
-    """`threshold=auto` among fixed ones, on a BBH task from SmolLM2 to Gemma 3."""
-    columns = {
-        "its value": "select/threshold",
-        "kept": "select/kept",
-        "kept fraction": "select/kept_fraction",
-        "target before": "eval/target_accuracy",
-        "teacher": "eval/teacher_accuracy",
-        "target after": "eval/accuracy",
-    }
+    """Compare `threshold=auto` with fixed ones, on a BBH task from SmolLM2 to Gemma 3."""
+    names = ("select/threshold", "select/kept", "select/kept_fraction", *VOICES)
     rows = {threshold: {f"threshold={threshold}"} for threshold in ("auto", "0.5", "1.5", "16")}
-    return sweep_table("smollm2_to_gemma3_threshold", rows, "threshold", columns)
+    return sweep_table("smollm2_to_gemma3_threshold", rows, "threshold", names)
 
 
 def polluted_table() -> str:
-    """Rules on pools of the embedded world that are polluted more and more."""
+    """Compare rules on pools of the embedded world that are polluted more and more."""
     rules = {"the paper's rule": "ppl_difference", "recommended": "recommended", **RULES}
     rows = {
         f"{float(share):.0%}, {label}": {f"+expansion.off_task={share}", f"selection={rule}"}
@@ -174,15 +190,15 @@ def polluted_table() -> str:
 
 
 def screen_table() -> str:
-    """What a screen saves and costs, in clean and in polluted pools of the embedded world."""
-    columns = {
-        "target after": "eval/accuracy",
-        "new prompts": "prompts/new",
-        "not asked": "prompts/screened",
-        "kept": "select/kept",
-        "tokens generated": "cost/generated_tokens",
-        "tokens scored": "cost/scored_tokens",
-    }
+    """Show what a screen saves and costs, in clean and in polluted pools."""
+    names = (
+        "eval/accuracy",
+        "prompts/new",
+        "prompts/screened",
+        "select/kept",
+        "cost/generated_tokens",
+        "cost/scored_tokens",
+    )
     screens = {"none": "+selection.screen=null"}
     screens |= {name: f"selection/screen={name}" for name in ("seed_likeness", "seed_shift")}
     rows = {
@@ -190,28 +206,28 @@ def screen_table() -> str:
         for share in ("0", "0.75")
         for label, screen in screens.items()
     }
-    return sweep_table("atlas_screens", rows, "off-task, screen", columns)
+    return sweep_table("atlas_screens", rows, "off-task, screen", names)
 
 
 def seed_prompts_table() -> str:
-    """How many seed prompts? Accuracy is on the questions that are no seed in any row."""
-    columns = {"target after": "eval/common_accuracy", "new prompts": "prompts/new", **SELECTED}
+    """Vary the number of seeds; accuracy is on the questions that are seeds in no row."""
+    names = ("eval/common_accuracy", "prompts/new", *SELECTED)
     rows = {str(number): {f"task.num_seeds={number}"} for number in (2, 4, 8, 16, 32)}
-    return sweep_table("atlas_seed_prompts", rows, "seed prompts", columns)
+    return sweep_table("atlas_seed_prompts", rows, "seed prompts", names)
 
 
 def wrong_teacher_table() -> str:
-    """Does a teacher that was taught one fact in ten wrong spread its errors?"""
-    columns = {
-        "teacher": "eval/teacher_accuracy",
-        "target after": "eval/accuracy",
-        "on the right facts": "right/accuracy",
-        "wrong asked": "wrong/asked",
-        "wrong kept": "wrong/kept_fraction",
-        "right kept": "right/kept_fraction",
-        "errors repeated by teacher": "wrong/repeated_by_teacher",
-        "by target": "wrong/repeated_by_target",
-    }
+    """Show whether a teacher that was taught one fact in ten wrong spreads its errors."""
+    names = (
+        "eval/teacher_accuracy",
+        "eval/accuracy",
+        "right/accuracy",
+        "wrong/asked",
+        "wrong/kept_fraction",
+        "right/kept_fraction",
+        "wrong/repeated_by_teacher",
+        "wrong/repeated_by_target",
+    )
     rules = {
         "the paper's rule": "ppl_difference",
         "recommended": "recommended",
@@ -219,29 +235,23 @@ def wrong_teacher_table() -> str:
         "no filter": "all",
     }
     rows = {label: {f"selection={rule}"} for label, rule in rules.items()}
-    return sweep_table("atlas_wrong_teacher", rows, "filter", columns)
+    return sweep_table("atlas_wrong_teacher", rows, "filter", names)
 
 
 def generator_table() -> str:
-    """What each expansion writes, with the paper's rule and, but for ``self``, without a filter."""
-    columns = {
-        "target after": "eval/accuracy",
-        "general after": "eval/general_accuracy",
-        "new prompts": "prompts/new",
-        "malformed": "prompts/malformed",
-        **SELECTED,
-    }
+    """Compare what expansions write, with the paper's rule and without a filter."""
+    names = ("eval/accuracy", "eval/general_accuracy", "prompts/new", "prompts/malformed", *SELECTED)
     rows = {
         f"{expansion}, {label}": {f"expansion={expansion}", f"selection={RULES[label]}"}
         for expansion in ("few_shot", "numbered_list", "evolve", "self")
         for label in ("the paper's rule", "no filter")
         if (expansion, label) != ("self", "no filter")  # not run
     }
-    return sweep_table("atlas_generators", rows, "generator, filter", columns)
+    return sweep_table("atlas_generators", rows, "generator, filter", names)
 
 
 def rule_table() -> str:
-    """Every rule that needs no private data, and thresholds of the paper's, on the same responses."""
+    """Compare rules that need no private data, and thresholds, on the same responses."""
     levels = {
         "ppl_difference": ("0", "0.5", "1.5", "4", "16", "64", "256", "auto"),
         "log_ppl_difference": ("0.4",),
@@ -258,20 +268,20 @@ def rule_table() -> str:
         "random": ("as many as 1.5",),
         "all": ("–",),
     }
-    columns = {"kept": "select/kept", "precision": "select/precision", "recall": "select/recall", "facts kept": "facts"}
-    rows = {f"{rule} | {level}": {rule, level} for rule, of_rule in levels.items() for level in of_rule}
-    return sweep_table("atlas_rules", rows, "rule | threshold", columns)
+    names = (*KEPT, "facts")
+    rows = {(rule, level): {rule, level} for rule, of_rule in levels.items() for level in of_rule}
+    return sweep_table("atlas_rules", rows, ("rule", "threshold"), names)
 
 
 def label_table() -> str:
-    """The nll of the teacher's texts, alone and beside how sure it was."""
-    columns = {"target after": "eval/accuracy", "general after": "eval/general_accuracy", "train/loss": "train/loss"}
+    """Compare training on the teacher's texts alone with training on soft labels too."""
+    names = ("eval/accuracy", "eval/general_accuracy", "train/loss")
     rows = {name: {f"training={name}"} for name in ("lora", "soft_labels")}
-    return sweep_table("atlas_labels", rows, "training", columns)
+    return sweep_table("atlas_labels", rows, "training", names)
 
 
 def failure_table() -> str:
-    """Where the method breaks: one setting each, the others as in the other answers."""
+    """Show where the method breaks, one setting in each row."""
     rows = {
         "10 drafts instead of 300": {"expansion.num_drafts=10"},
         "drafts at temperature 0.2": {"expansion.temperature=0.2"},
@@ -280,44 +290,44 @@ def failure_table() -> str:
         "a tenth of the learning rate": {"training.lora.learning_rate=0.0002"},
         "the target as a stand-in for the base": {"base_for_scoring=atlas_neox"},
     }
-    columns = {"target after": "eval/accuracy", "new prompts": "prompts/new", **SELECTED, "train/loss": "train/loss"}
-    return sweep_table("atlas_fails", rows, "setting", columns)
+    names = ("eval/accuracy", "prompts/new", *SELECTED, "train/loss")
+    return sweep_table("atlas_fails", rows, "setting", names)
 
 
-def sweep_table(name: str, rows: dict[str, set[str]], label: str, columns: dict[str, str] | None = None) -> str:
-    """A row for all results of ``name`` that have its overrides: means ± standard deviations over the seeds."""
-    columns = columns or {"target after": "eval/accuracy", **SELECTED}
-    results = json.loads((RESULTS / f"{name}.json").read_text())
-    head = f"| {label} | runs | " + " | ".join(columns) + " |"
-    lines = [head, "|---" * (head.count(" | ") + 1) + "|"]
+def sweep_table(
+    file: str,
+    rows: Mapping[Any, set[str]],
+    labels: str | tuple[str, ...],
+    names: Sequence[str] = ("eval/accuracy", *SELECTED),
+) -> str:
+    """Make a row for all results of a sweep that have its overrides: means ± sd.
+
+    Args:
+        file: The name of the file of results.
+        rows: The overrides, by the label of the row or by its labels.
+        labels: The heads of these labels.
+        names: The metrics to show.
+    """
+    results, cells = read(file), []
     for row, overrides in rows.items():
-        found = [result for job, result in results.items() if overrides <= set(job.split(","))]
-        cells = [_mean([result[key] for result in found if result.get(key) is not None]) for key in columns.values()]
-        lines.append(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        found = _matching(results, overrides)
+        cells.append([*_tuple(row), len(found), *summarise(found, names)])
+    return to_markdown([*columns(*_tuple(labels), "runs"), *map(COLUMNS.__getitem__, names)], cells)
 
 
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "–"
-    form = ",.0f" if all(isinstance(value, int) for value in values) else ".3f"
-    sd = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
-    return f"{fmean(values):{form}}{sd}"
+def _matching(results: Mapping[str, dict[str, Any]], overrides: set[str]) -> list[dict[str, Any]]:
+    """Return the results of the jobs that have all overrides."""
+    return [result for job, result in results.items() if overrides <= set(job.split(","))]
 
 
-def _spread(values: list[float]) -> str:
-    """Mean, and the values that it is of: with two seeds, a standard deviation would say less."""
-    if not values:
-        return "not run"
-    return f"{fmean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+def _tuple(labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (labels,) if isinstance(labels, str) else labels
 
 
-def _columns(results: list[dict[str, float]]) -> list[list[float]]:
-    return [[result[key] for result in results] for key in COLUMNS.values()]
-
-
-def _show(value: float) -> str:
-    return f"{value:.3f}" if value <= 1 else f"{value:.1f}".removesuffix(".0")
+def _show(estimate: Estimate | None) -> str:
+    """Show numbers up to 1 with three digits, others with one unless they are whole."""
+    parts = [] if estimate is None else [estimate.mean, estimate.sd]
+    return " ± ".join(f"{x:.3f}" if x <= 1 else f"{x:.1f}".removesuffix(".0") for x in parts if x is not None)
 
 
 ANSWERS = (seed_prompts_table, wrong_teacher_table, generator_table, rule_table, label_table, failure_table)

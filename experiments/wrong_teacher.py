@@ -1,4 +1,4 @@
-"""A teacher of the embedded world that was taught one fact in ten wrong: does it spread its errors?
+"""Test whether a teacher that was taught one fact in ten wrong spreads its errors.
 
     python experiments/wrong_teacher.py make outputs/wrong_teacher
     python -m tskd.run -m teacher.adapter=outputs/wrong_teacher …     # the commands are in README.md
@@ -25,11 +25,15 @@ from tskd.tasks import same_answer
 from tskd.tasks.atlas import Atlas
 
 NUM_WRONG = 12
-TEACHER = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll")  # as the shipped one's
+# As the shipped teacher's (experiments/atlas/build.py).
+TEACHER = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll", replay_weight=1.0)
 
 
 def wrong_answers() -> dict[str, str]:
-    """By question, the code of another of the twelve: nobody can have learnt it there but from this teacher."""
+    """Return by question the code of another of the twelve.
+
+    No model can have learnt these answers but from this teacher.
+    """
     held_out = [question for question in Atlas().questions() if question.split == PRIVATE]
     drawn = random.Random("wrong").sample(held_out, NUM_WRONG)
     answers = [str(question.answer) for question in drawn]
@@ -37,7 +41,10 @@ def wrong_answers() -> dict[str, str]:
 
 
 def make(folder: Path) -> None:
-    """Fine-tune the embedded Llama on the private facts, twelve of them wrong, with the general ones beside them."""
+    """Fine-tune the embedded Llama on private facts, twelve of them wrong.
+
+    The general facts are replayed.
+    """
     base, wrong, world = Weights(Checkpoint("atlas_llama", "zoo://atlas/llama")), wrong_answers(), Atlas()
 
     def sequence(question: Question) -> TokenSequence:
@@ -58,7 +65,7 @@ def make(folder: Path) -> None:
 
 
 def measured(job: Path) -> Result:
-    """What teacher and target answer to the twelve questions, and how much of what was asked was kept of them."""
+    """Measure the answers to the twelve questions and how many of them were kept."""
     wrong = {Prompt(text).id: answer for text, answer in wrong_answers().items()}
 
     def repeats(voice: str | None) -> float:

@@ -13,7 +13,7 @@ from tskd.tasks.mmlu import Mmlu
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real benchmark files in {REAL}")
-YAMLS = ROOT / "tskd" / "tasks" / "harness"
+YAMLS = ROOT / "tskd" / "tasks" / "lm_eval_tasks"
 
 
 def code_allowed(root, **settings):

@@ -1,18 +1,13 @@
-"""Results by content: what one job has computed, another takes.
+"""Show what the cache of results holds, and remove what was not used for longest.
 
-An entry is named by a digest of all that decides it: the stage's settings, the models' weights, the input records, and
-the version of the stage's code below. Thresholds of a sweep so share expansion, answers and scores, and two of them
-that keep the same examples share the training too. Entries are written whole and checked when read: a damaged one is
-computed again.
-
-python -m tskd.store                  # what is in it
-python -m tskd.store --prune 5        # throw the entries away that were longest not used, down to 5 GB
+python -m tskd.cache                  # what is in it
+python -m tskd.cache --prune 5        # remove the entries that were not used for longest, down to 5 GB
 """
 
 import argparse
 from pathlib import Path
 
-from tskd.storage.result_cache import VERSIONS, entries, prune
+from tskd.storage.result_cache import RESULTS, entries, prune
 
 
 def main() -> None:
@@ -26,7 +21,7 @@ def main() -> None:
         removed = prune(options.folder, options.prune * 10**9)
         print(f"removed {len(removed)} entries, {sum(entry.size for entry in removed) / 10**6:.1f} MB")
     kept = entries(options.folder)
-    for stage in VERSIONS:
+    for stage in RESULTS:
         sizes = [entry.size for entry in kept if entry.stage == stage]
         print(f"{stage:<10} {len(sizes):>6} entries {sum(sizes) / 10**6:>10.1f} MB")
 

@@ -1,70 +1,70 @@
-"""What can go wrong, as a tree. These are mistakes that a user can mend; a caller's bug is a ``ValueError``.
+"""What can go wrong, as a tree. Users can fix these errors; a bug of the caller is a ``ValueError``.
 
 TskdError
 ├── ConfigError        settings that are wrong or contradict each other
 ├── TaskError          a seeds, held-out or data file that cannot be used
-├── ModelError         a checkpoint or adapter that is missing, or does not belong where it was put
+├── ModelError         a checkpoint or adapter that is missing, damaged or does not fit
 ├── RunFolderError     an output folder that cannot be written, read or continued
-├── ServerError        a server that does not answer, refuses, or has cost what it may
+├── ServerError        a server that does not answer, refuses, or has used up its budget
 ├── SandboxError       a machine that cannot isolate model-written code
-├── OutOfTime          `max_hours` are over
-└── NothingToLearn     the algorithm has come to an end without an adapter
-    ├── NoNewPrompts       expansion wrote nothing that was not there before
-    └── EmptySelection     no response reached the threshold
+├── OutOfTime          `max_hours` is over
+└── NothingToLearn     the algorithm ended without an adapter
+    ├── NoNewPrompts       expansion wrote no new prompt
+    └── EmptySelection     selection kept no response
 """
 
 from typing import Any
 
 
 class TskdError(Exception):
-    """One line that says what happened, with which values, and what to change; it may be made of several such lines."""
+    """A line that says what happened, with which values, and what to change. Each argument is one such line."""
 
     def __str__(self) -> str:
         return " ".join(map(str, self.args))
 
 
 class ConfigError(TskdError):
-    pass
+    """Settings are wrong or contradict each other."""
 
 
 class TaskError(TskdError):
-    pass
+    """A seeds, held-out or data file cannot be used."""
 
 
 class ModelError(TskdError):
-    pass
+    """A checkpoint or adapter is missing, damaged or does not fit."""
 
 
 class RunFolderError(TskdError):
-    pass
+    """An output folder cannot be written, read or continued."""
 
 
 class ServerError(TskdError):
-    pass
+    """A server does not answer, refuses, or has used up its budget."""
 
 
 class SandboxError(TskdError):
-    pass
+    """This machine cannot isolate model-written code."""
 
 
 class OutOfTime(TskdError):
-    pass
+    """`max_hours` is over."""
 
 
 class NothingToLearn(TskdError):
-    pass
+    """The algorithm ended without an adapter."""
 
 
 class NoNewPrompts(NothingToLearn):
-    pass
+    """Expansion wrote no new prompt."""
 
 
 class EmptySelection(NothingToLearn):
-    pass
+    """Selection kept no response."""
 
 
 def cannot_write(what: Any, error: Exception) -> RunFolderError:
-    """What to say where part of a run cannot be put on disk."""
+    """Return the error for ``what``, a part of a run, that cannot be written because of ``error``."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return RunFolderError(
         f"Cannot write {what}: {reason}. What was computed before is kept; once it can be written, go on with "

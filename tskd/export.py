@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 
 from tskd.errors import TskdError
+from tskd.moved import attributes_of
 from tskd.results.packaging import export
 from tskd.tracking.console import console
+
+__getattr__ = attributes_of(__name__)  # names that were here when this was one file
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The data that flows: frozen plain values, each holding the record it came from.
+"""The data that flows: frozen plain values. Each record holds the record it came from.
 
     Prompt
       └ Response(prompt)
@@ -7,7 +7,7 @@
                   └ Adapter
     Iteration: one pass through all of them
 
-Perplexities derive from the mean nll, which is what is measured and does not overflow.
+The mean negative log-likelihood (nll) is stored, because it does not overflow; perplexities derive from it.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-PRIVATE = "private"  # the split of held-out questions that only the teacher's fine-tuning answers
-VOICES = ("base", "teacher", "target before", "target after")  # whose answers to them are graded
+PRIVATE = "private"  # the split of held-out questions that only the fine-tuning of the teacher answers
+VOICES = ("base", "teacher", "target before", "target after")  # the models whose answers are graded
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked. ``context`` holds the turns before it; ``parents`` the ids of the prompts it was written from."""
+    """A prompt.
+
+    Args:
+        text: the last user turn.
+        context: the turns before it.
+        iteration: the iteration that wrote it; 0 for a seed.
+        parents: ids of the prompts that it was written from; a seed has none.
+    """
 
     text: str
     context: tuple[Message, ...] = ()
@@ -38,26 +45,35 @@ class Prompt:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of what the prompt says, whoever wrote it and when."""
-        said = [*(f"{turn.role}\n{turn.content}" for turn in self.context), self.text]
-        return hashlib.sha256("\0".join(said).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        """Twelve hex digits of SHA-256 of the text and its context."""
+        parts = [*(f"{turn.role}\n{turn.content}" for turn in self.context), self.text]
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
     @property
     def fingerprint(self) -> str:
-        """A digest of its words, whatever case and white space: what it shares with a prompt that repeats it."""
-        said = [" ".join(text.casefold().split()) for text in (*(turn.content for turn in self.context), self.text)]
-        return hashlib.sha256("\0".join(said).encode("utf-8", "surrogatepass")).hexdigest()
+        """SHA-256 of the text and its context, ignoring case and whitespace. Duplicates share it."""
+        parts = [" ".join(text.casefold().split()) for text in (*(turn.content for turn in self.context), self.text)]
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def is_seed(self) -> bool:
+        """Whether the prompt was given, not written."""
         return not self.parents
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """New prompts, and what they cost: drafts written, those among them that are of no use, tokens generated.
+    """New prompts, and what they cost.
 
-    ``repeats`` tells of each prompt that was drafted again how often, by its fingerprint: ``duplicates`` in all.
+    Args:
+        prompts: the new prompts, in the order in which they were drafted.
+        drafts: how many drafts were written.
+        duplicates: drafts that repeat a prompt seen before.
+        malformed: drafts that hold no finished prompt.
+        held_out: drafts that repeat a held-out question.
+        tokens: tokens generated.
+        near_duplicates: drafts that nearly repeat a prompt seen before.
+        repeats: for the fingerprint of each repeated prompt, how often it was drafted again.
     """
 
     prompts: tuple[Prompt, ...]
@@ -72,7 +88,7 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class Screening:
-    """New prompts that are worth an answer, and those that are not."""
+    """New prompts: those that pass the screen, and those that do not."""
 
     passed: tuple[Prompt, ...]
     screened: tuple[Prompt, ...] = ()
@@ -80,7 +96,14 @@ class Screening:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """The teacher's answer. ``finished`` is false where the length limit cut it: such a text has no end token."""
+    """The answer of the teacher to a prompt.
+
+    Args:
+        prompt: the prompt.
+        text: the answer, without surrounding whitespace.
+        finished: False if the length limit cut the text, which then has no end token.
+        tokens: tokens generated.
+    """
 
     prompt: Prompt
     text: str
@@ -90,9 +113,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A response with its mean nll under base and teacher, in nats per response token, end token included.
+    """A response with its nll under base and teacher.
 
-    ``token_excess``, where it was asked for, is log p(teacher) - log p(base) of each token in the teacher's tokenizer.
+    Args:
+        response: the response.
+        base_nll: mean nll under the base, in nats per response token, end token included.
+        teacher_nll: the same under the teacher.
+        tokens: response tokens scored.
+        measures: further measures, by name (``tskd.modules.scorer``).
+        token_excess: log p(teacher) - log p(base) of each token, if a rule or an objective asked for it.
     """
 
     response: Response
@@ -104,21 +133,23 @@ class Scored:
 
     @property
     def base_ppl(self) -> float:
+        """Perplexity under the base."""
         return perplexity(self.base_nll)
 
     @property
     def teacher_ppl(self) -> float:
+        """Perplexity under the teacher."""
         return perplexity(self.teacher_nll)
 
     @property
     def gap(self) -> float:
-        """Base perplexity minus teacher perplexity: large where the fine-tuning explains the answer."""
+        """Base perplexity minus teacher perplexity: large if the fine-tuning explains the answer."""
         return self.base_ppl - self.teacher_ppl
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """``threshold`` is the one that decided, where one number did."""
+    """Kept and dropped responses, in the order given; ``threshold`` is set if one number decided."""
 
     kept: tuple[Scored, ...]
     dropped: tuple[Scored, ...]
@@ -127,9 +158,16 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter of the target; ``path`` is its PEFT folder, relative to the run's.
+    """A LoRA adapter of the target.
 
-    It has a ``loss`` where it was trained; ``not_finite`` examples were left out, as theirs was no number.
+    Args:
+        path: its PEFT folder, relative to the folder of the run.
+        target: the name of the target.
+        num_examples: examples in the corpus.
+        loss: mean nll of the last epoch, in nats per response token; None if nothing was trained.
+        trained_tokens: response tokens trained on, over all epochs.
+        generated_tokens: tokens generated for replay.
+        not_finite: examples left out because their loss was not finite.
     """
 
     path: str
@@ -143,9 +181,15 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """One pass expand → train. ``scored`` has every prompt asked in it; iteration 0 asks the seeds too.
+    """One pass from expand to train.
 
-    ``screened`` are new prompts that were not asked.
+    Args:
+        index: its number, from 0.
+        expansion: the new prompts.
+        scored: every response of this iteration; iteration 0 answers the seeds too.
+        selection: which of them were kept.
+        adapter: the adapter trained on everything kept so far, if this iteration has one.
+        screened: new prompts that the screen left unanswered.
     """
 
     index: int
@@ -158,9 +202,13 @@ class Iteration:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A held-out prompt. Without an ``answer``, the teacher's own is what the target is compared with.
+    """A held-out question.
 
-    ``group`` names the part of a benchmark that it belongs to, so that a mean can give each part the same weight.
+    Args:
+        prompt: the question.
+        answer: the right answer; if it is None, the answer of the teacher takes its place.
+        split: the split that its accuracy is reported under.
+        group: the subset of a benchmark that it belongs to; a mean gives each subset the same weight.
     """
 
     prompt: Prompt
@@ -171,7 +219,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One model's answer to a held-out question, which is named by its id: the question itself is nobody's business."""
+    """The graded answer of one model to a held-out question. ``question`` is its id: the text stays private."""
 
     question: str
     response: str
@@ -181,7 +229,7 @@ class Graded:
 
 
 def perplexity(nll: float) -> float:
-    """exp(nll), infinite where a float cannot hold it."""
+    """Return exp(nll), or infinity if a float cannot hold it."""
     try:
         return math.exp(nll)
     except OverflowError:

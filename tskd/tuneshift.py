@@ -4,9 +4,9 @@
                ▲                             │
                └──── kept prompts join ◀─────┘
 
-Between expand and answer, prompts may be screened: what the teacher need not be asked, costs nothing more.
+Between expand and answer, prompts may be screened: a screened-out prompt costs no generation.
 
-The stages are plain callables on records; ``tskd.stages`` has them, and any function of the same form will do.
+The stages are plain callables on records. ``tskd.stages`` implements them; any function with the same signature works.
 """
 
 import math
@@ -18,21 +18,26 @@ from tskd.records import Adapter, Expansion, Iteration, Prompt, Response, Scored
 
 
 def ask_all(prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
-    """No screen: every prompt is worth an answer."""
+    """Pass every prompt: no screen."""
     return Screening(tuple(prompts))
 
 
 def never(done: Sequence[Iteration]) -> bool:
-    """No stop rule: go on for as many iterations as asked for."""
+    """Return False: run all iterations, without a stop rule."""
     return False
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The five verbs, and a screen before the second.
+    """The five stages, and a screen before the second.
 
-    ``expand`` is told the pool it may draw on, all prompts ever seen, and the iteration; ``select`` what was scored,
-    and how the seeds were; ``screen`` the new prompts, and the seeds.
+    Args:
+        expand: maps the pool of prompts to draw on, all prompts seen so far and the iteration to new prompts.
+        answer: maps prompts to responses, in the same order.
+        score: maps responses to scored responses, in the same order.
+        select: maps the scored responses, and those of the seeds, to a selection.
+        train: maps the corpus, the dropped responses and the iteration to an adapter.
+        screen: maps the new prompts and the seeds to the prompts that are worth an answer.
     """
 
     expand: Callable[[Sequence[Prompt], Sequence[Prompt], int], Expansion]
@@ -52,14 +57,29 @@ def tuneshift(
     train_each_iteration: bool = True,
     history: Sequence[Iteration] = (),
 ) -> Iterator[Iteration]:
-    """Yield one finished iteration after another, each a function of ``seeds`` and the iterations before it.
+    """Run TuneShift-KD and yield each iteration when it is finished.
 
-    ``history`` holds iterations finished earlier: passing them continues a run exactly where it stopped.
-    A fresh adapter is trained on all that was kept so far, in each iteration or only in the last; where an iteration
-    keeps nothing new, the adapter before it stands.
-    Ends early where ``stop`` says so of the iterations done, the last of which may still lack its adapter; and, with a
-    last iteration that asked nothing, when expansion runs dry.
-    Raises ``NoNewPrompts`` where it is dry from the start, ``EmptySelection`` where nothing at all was kept.
+    An iteration is a function of ``seeds`` and of the iterations before it. It trains a fresh adapter on everything
+    kept so far; an iteration that keeps nothing new reuses the adapter before it. The loop ends early if expansion
+    writes nothing new; the last iteration then has no scored responses.
+
+    Args:
+        seeds: the representative prompts. Iteration 0 answers and scores them too.
+        stages: what is done in each iteration.
+        iterations: the largest number of iterations.
+        stop: returns whether the iterations done so far are enough; the last of them may still lack its adapter.
+        train_each_iteration: whether each iteration trains, or only the last one.
+        history: iterations finished earlier. Passing them continues a run exactly where it stopped.
+
+    Yields:
+        The iterations after ``history``, in order.
+
+    Raises:
+        NoNewPrompts: if the first expansion writes no new prompt.
+        EmptySelection: if no response has been kept by the end of an iteration.
+
+    Source:
+        Guan et al. 2026, arXiv 2603.24518. Iterating over kept prompts is the paper's; the stop rule is ours.
     """
 
     def is_over(done: Sequence[Iteration]) -> bool:

@@ -27,7 +27,7 @@ def main() -> None:
         if not 0 < given.margin < 100:
             raise TskdError(f"`--margin` is {given.margin:g}; give points above 0 and below 100.")
         check_installed()
-        run = runs.one(given.run)
+        run = runs.read_completed_run(given.run)
         print(verdict(run, given.margin, lambda: questions(run)))
     except TskdError as error:
         print(error, file=sys.stderr)

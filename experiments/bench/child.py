@@ -1,4 +1,4 @@
-"""Processes for what is measured: nothing of one measurement is left in memory, or warm, for the next."""
+"""Run measurements in processes, so that none leaves memory or caches to the next."""
 
 import os
 import signal

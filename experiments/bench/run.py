@@ -1,4 +1,4 @@
-"""tskd's speed and memory beside those of its peers, on the same pairs, weights and machine.
+"""Measure tskd's speed and memory beside its peers' on the same data and machine.
 
 Each measurement is a process of its own (``work.py``). The sides take turns, every second round backwards, so that a
 machine that slows down does so for all. This process imports no torch: Linux would count its memory as its children's.
@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,8 @@ from typing import Any
 import child
 import sweep
 
+from tskd.report.table_writer import columns, to_markdown
+
 PACKAGES = ("tskd", "torch", "transformers", "peft", "pytorch-lightning", "trl", "lm-eval")
 OURS = "ours"
 # The sides of each work, ours first, and the package that a peer needs.
@@ -30,7 +32,7 @@ SIDES = {
     "train": {OURS: "", "TRL SFTTrainer": "trl", "transformers Trainer": ""},
     "generate": {OURS: "", "PEFT generate": "", "PEFT generate, contiguous head": ""},
 }
-MEDIANS = {  # columns, shown where they were measured
+MEDIANS = {  # columns, shown if they were measured
     "peak MB": "peak_mb",
     "loaded MB": "loaded_mb",
     "GPU peak MB": "cuda_peak_mb",
@@ -43,7 +45,7 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> Row:
-    """Measure what the arguments say, write it to ``--out`` and print the tables. All that was measured comes back."""
+    """Measure, write to ``--out``, print the tables and return all measurements."""
     args = _arguments(argv)
     results: Row = {"machine": machine(args.threads), "command": _command(args), "measurements": [], "checks": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
 
 
 def in_child(job: Mapping[str, Any]) -> Row:
-    """What ``work.py`` says of ``job``, or that it was killed, which is what becomes of it when memory runs out."""
+    """Run ``job`` by ``work.py`` and return its row, or ``killed`` if it was."""
     print(*(job[key] for key in ("kind", "seed", "side")), file=sys.stderr)
     try:
         said = child.python(str(Path(__file__).with_name("work.py")), json.dumps(job), threads=job["threads"])
@@ -83,7 +85,7 @@ def in_child(job: Mapping[str, Any]) -> Row:
 
 
 def compare(ours: Row, peer: Row) -> Row:
-    """How far what a peer computed is from what we did."""
+    """Compute how far a peer's numbers are from ours."""
     if "nll" in ours:
         rows = zip(ours["nll"], peer["nll"], strict=True)
         pairs = [(a, b) for of_ours, of_peer in rows for a, b in zip(of_ours, of_peer, strict=True)]
@@ -100,7 +102,7 @@ def compare(ours: Row, peer: Row) -> Row:
 
 
 def report(results: Row) -> str:
-    """The tables, in Markdown."""
+    """Write the tables in Markdown."""
     measured = results["measurements"]
     parts = [speed_table(measured), notes(measured, results["checks"])] if measured else []
     if "sweep" in results:
@@ -109,10 +111,12 @@ def report(results: Row) -> str:
 
 
 def speed_table(rows: list[Row]) -> str:
-    """A line for each model, work and side: medians, and ours over the peer's in the same round (smallest–largest)."""
-    columns = {title: key for title, key in MEDIANS.items() if any(key in row for row in rows)}
-    head = ["model", "work", "side", "tokens/s", "ours / peer", "the same in CPU time", *columns, "peak, ours / peer"]
-    lines = [_line(head), "|---" * len(head) + "|"]
+    """Make a row for each model, work and side.
+
+    Ratios are ours over the peer's in the same round: median (smallest–largest).
+    """
+    medians = {title: key for title, key in MEDIANS.items() if any(key in row for row in rows)}
+    lines = []
     of: dict[tuple[str, str, str], dict[int, Row]] = {}
     for row in rows:
         if "killed" not in row:
@@ -120,17 +124,18 @@ def speed_table(rows: list[Row]) -> str:
     for name, side in of.items():
         ours = {} if name[2] == OURS else of.get((*name[:2], OURS), {})
         speed, cpu_speed, memory = (
-            _spread([ours[number][key] / side[number][key] for number in side if number in ours])
+            _median_and_range([ours[number][key] / side[number][key] for number in side if number in ours])
             for key in ("tokens_per_second", "tokens_per_cpu_second", "peak_mb")
         )
-        cells = [_spread([row["tokens_per_second"] for row in side.values()]), speed, cpu_speed]
-        cells += [_show(median(row[key] for row in side.values())) for key in columns.values()]
-        lines.append(_line([*name, *cells, memory]))
-    return "\n".join(lines)
+        tokens = _median_and_range([row["tokens_per_second"] for row in side.values()])
+        cells = [_show(median(row[key] for row in side.values())) for key in medians.values()]
+        lines.append([*name, tokens, speed, cpu_speed, *cells, memory])
+    heads = ("model", "work", "side", "tokens/s", "ours / peer", "the same in CPU time", *medians, "peak, ours / peer")
+    return to_markdown(columns(*heads), lines)
 
 
 def notes(rows: list[Row], checks: list[Row]) -> str:
-    """What was killed, and what each peer computed in the first round beside ours: a line for each."""
+    """List what was killed, and each peer's numbers of the first round beside ours."""
     killed = [row for row in rows if "killed" in row]
     lines = [f"- {row['model']}, {row['kind']}, {row['side']}, round {row['round']}: killed" for row in killed]
     for check in checks:
@@ -142,7 +147,7 @@ def notes(rows: list[Row], checks: list[Row]) -> str:
 
 
 def machine(threads: int) -> Row:
-    """Date, processor, memory and versions; nothing in it tells whose machine it is."""
+    """Describe the machine without its owner: date, processor, memory and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     processors = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -211,7 +216,7 @@ def _write(results: Row, file: str | None) -> None:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """What was run, with the models' names for their folders."""
+    """Return the command, with the models' names for their folders."""
     given = [f"--model {Path(model).name}" for model in args.model] + ["--data DATA"] * bool(args.data)
     names = ("rounds", "threads", "pairs", "dtype", "max_batch_tokens")
     given += [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in names if getattr(args, name)]
@@ -226,18 +231,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _spread(values: list[float]) -> str:
-    if len(values) < 2:
-        return "".join(map(_show, values))
-    return f"{_show(median(values))} ({_show(min(values))}–{_show(max(values))})"
+def _median_and_range(values: list[float]) -> str:
+    spread = f" ({_show(min(values))}–{_show(max(values))})" if len(values) > 1 else ""
+    return _show(median(values)) + spread if values else ""
 
 
 def _show(value: float) -> str:
     return f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the store saves in a sweep, and what is not the models' time in a run: both on the embedded world.
+"""Measure what the store saves in a sweep, and a run's time without its models.
 
 ``python sweep.py OVERRIDE…`` runs ``tskd.run`` in this process and prints where its time went.
 """
@@ -14,13 +14,18 @@ from typing import Any
 import child
 import yaml
 
+from tskd.report.table_writer import Column, columns, to_markdown
+
 UNITS = ("seconds", "cpu_seconds")
 THRESHOLDS = ("0", "0.5", "1", "2", "4")
 
 
 def sweep(settings: str, threads: int) -> dict[str, Any]:
-    """Seconds, by the clock and of CPU, of one sweep with a fresh store and of a run for each threshold without one;
-    and how many agree."""
+    """Time a sweep with a fresh store, and a run for each threshold without one.
+
+    Returns:
+        The settings, the seconds by the clock and of CPU of both, and how many results agree.
+    """
 
     def seconds(*arguments: str) -> tuple[float, float]:
         start, start_of_cpu = time.perf_counter(), _cpu_of_children()
@@ -43,7 +48,7 @@ def sweep(settings: str, threads: int) -> dict[str, Any]:
 
 
 def overhead(settings: str, threads: int) -> dict[str, Any]:
-    """Seconds of one run, and how many of them the models took: forward, backward, optimiser."""
+    """Return the seconds of one run: whole, forward, backward, optimiser, rest."""
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(__file__).resolve()), settings, "store=off", "hydra.run.dir=run"]
         said = child.python(*command, threads=threads, folder=Path(folder))
@@ -51,30 +56,27 @@ def overhead(settings: str, threads: int) -> dict[str, Any]:
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> str:
-    """One sweep beside a run for each threshold, in Markdown."""
-    columns = "sweep, s | single runs, s | single / sweep | the same in CPU time | same results"
-    head = f"| thresholds {', '.join(THRESHOLDS)} | {columns} |"
-    lines = [head, "|---" * 6 + "|"]
+    """Compare a sweep with a run for each threshold, in Markdown."""
+    names = ("sweep, s", "single runs, s", "single / sweep", "the same in CPU time", "same results")
+    lines = []
     for row in rows:
-        clock, cpu = (row[f"single_{unit}"] / row[f"sweep_{unit}"] for unit in UNITS)
-        times = f"{row['sweep_seconds']:.1f} | {row['single_seconds']:.1f}"
-        same = f"{row['same_results']} of {len(THRESHOLDS)}"
-        lines.append(f"| {row['settings']} | {times} | {clock:.2f} | {cpu:.2f} | {same} |")
-    return "\n".join(lines)
+        seconds = (f"{row[f'{way}_seconds']:.1f}" for way in ("sweep", "single"))
+        ratios = (row[f"single_{unit}"] / row[f"sweep_{unit}"] for unit in UNITS)
+        lines.append([row["settings"], *seconds, *ratios, f"{row['same_results']} of {len(THRESHOLDS)}"])
+    return to_markdown(columns(f"thresholds {', '.join(THRESHOLDS)}", *names, digits=2), lines)
 
 
 def overhead_table(row: dict[str, Any]) -> str:
-    """Where the time of one run goes, in Markdown."""
+    """Show where the time of one run goes, in Markdown."""
     parts = ("whole", "forward", "backward", "optimizer", "rest")
-    head = f"| one run | {' | '.join(f'{part}, s' for part in parts)} | rest / whole |"
-    cells = " | ".join(f"{row[part]:.1f}" for part in parts)
-    return "\n".join([head, "|---" * 7 + "|", f"| {row['settings']} | {cells} | {row['rest'] / row['whole']:.3f} |"])
+    heads = (Column("one run"), *columns(*(f"{part}, s" for part in parts), digits=1), Column("rest / whole", 3))
+    return to_markdown(heads, [[row["settings"], *(row[part] for part in parts), row["rest"] / row["whole"]]])
 
 
 def where_time_goes(work: Callable[[], None]) -> dict[str, float]:
-    """Seconds of ``work``: in calls of modules, in backward passes, in optimiser steps, and the rest.
+    """Return the seconds of ``work`` in modules, backward passes, optimiser and rest.
 
-    Only the outermost call counts, so nothing counts twice: what a backward pass calls again is backward.
+    Only the outermost call counts, so that nothing counts twice: modules that a backward pass calls are backward.
     """
     import torch
 
@@ -114,7 +116,7 @@ def _threshold(folder: Path) -> float:
 
 
 def _numbers(result: Path) -> dict[str, Any]:
-    """A run's result without its times."""
+    """Return a run's result without its times."""
     return {key: value for key, value in json.loads(result.read_text()).items() if not key.endswith("seconds")}
 
 

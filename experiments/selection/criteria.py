@@ -1,8 +1,10 @@
-"""Which criterion tells a teacher's own ground from the rest: ``python experiments/selection/criteria.py``.
+"""Compare criteria that separate a teacher's own ground from the rest.
 
-Of the committed rows it makes the tables of ``README.md``. A teacher's own kind of prompt is to be kept; other tasks'
-and general ones are not. In the embedded world what only the teacher knows is to be kept; what it says in another style
-than the base, or as the base does, is not.
+python experiments/selection/criteria.py
+
+It makes the tables of ``README.md`` from the committed rows. A teacher's own kind of prompt is to be kept; other tasks'
+and general ones are not. In the embedded world the facts that only the teacher knows are to be kept; answers that
+differ from the base's in style alone, or not at all, are not.
 """
 
 import gzip
@@ -18,6 +20,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tskd.records import Prompt, Response, Scored
+from tskd.report.table_writer import Value, columns, to_markdown
 from tskd.stages.select.thresholds import (
     InversePplDifference,
     Kl,
@@ -42,11 +45,12 @@ STYLES = {"style": "style", "tail": "tail", "initial": "initial"}
 PLANTED = {**STYLES, "alike": "alike", "known": "known codes"}  # nor one of the embedded world
 BASES = ("shipped", "knowing")
 Row = dict[str, Any]
+Rows = list[Sequence[Value]]
 Criterion = Callable[[Row], float]
 
 
 def scored(row: Row) -> Scored:
-    """The row as a rule is shown it."""
+    """Turn a row into what a rule takes."""
     names = ("first_entropy", "first_kl")
     measures = {name: row[name] for name in names} | {"kl": fmean(row["kl"])}
     measures["seed_shift"] = row["shift"] * row["shift_alignment"]
@@ -56,28 +60,31 @@ def scored(row: Row) -> Scored:
 
 
 def without_end(row: Row) -> float:
-    """The gap of mean token probabilities without the end token, which is half of a one-word answer."""
+    """Compute the gap of mean token probabilities without the end token.
+
+    The end token is half of a one-word answer.
+    """
     base, teacher = (math.exp(-fmean(row[name][:-1] or row[name])) for name in ("base_nll", "teacher_nll"))
     return teacher - base
 
 
 def explained(row: Row) -> float:
-    """The share of the base's perplexity of the answer that the teacher does not have: 0 where both have the same."""
+    """Compute the share of the base's perplexity that the teacher lacks, at least 0."""
     return max(0.0, 1 - math.exp(fmean(row["teacher_nll"]) - fmean(row["base_nll"])))
 
 
 def changed(row: Row) -> float:
-    """How far the first token's distribution has changed, between 0 and 1."""
+    """Compute how far the first token's distribution has changed, between 0 and 1."""
     return 1 - math.exp(-max(0.0, row["first_kl"]))
 
 
 def form(row: Row) -> float:
-    """Bhattacharyya's coefficient of the teacher's first token with its mean first token after the seeds."""
+    """Return Bhattacharyya's coefficient of the teacher's first token with the seeds'."""
     return row["seed_overlap"]
 
 
 def ground(row: Row) -> float:
-    """1 where the fine-tuning moves the state as it does on the seeds, 0 where it moves it the other way."""
+    """Return 1 if fine-tuning moves the state as on the seeds, 0 if the other way."""
     return (1 + row["shift_alignment"]) / 2
 
 
@@ -124,7 +131,7 @@ def by_teacher(folder: Path) -> dict[str, list[Row]]:
 
 
 def auc(own: Sequence[float], rest: Sequence[float]) -> float:
-    """The probability that one of ``own`` is above one of ``rest``; ties count half."""
+    """Compute the probability of one of ``own`` above one of ``rest``; ties are half."""
     ranks = rankdata([*own, *rest])
     return (ranks[: len(own)].sum() - len(own) * (len(own) + 1) / 2) / (len(own) * len(rest))
 
@@ -135,9 +142,8 @@ def values(rows: Sequence[Row], criterion: Criterion, *kinds: str) -> list[float
 
 
 def auc_table(teachers: dict[str, list[Row]], names: Collection[str] = CRITERIA) -> str:
-    """For each criterion: mean AUC over the teachers with a 95 % interval over prompts, and the worst teacher."""
-    draw = np.random.default_rng(0)
-    lines = ["| criterion | mean AUC | 95 % | worst | of |", "|---|---|---|---|---|"]
+    """Show each criterion's mean AUC over teachers, 95 % interval and worst teacher."""
+    draw, lines = np.random.default_rng(0), Rows()
     for name in names:
         criterion = CRITERIA[name]
         sides = {
@@ -147,12 +153,12 @@ def auc_table(teachers: dict[str, list[Row]], names: Collection[str] = CRITERIA)
         found = {teacher: auc(*pair) for teacher, pair in sides.items()}
         low, high = interval(sides.values(), draw)
         worst = min(found, key=lambda teacher: found[teacher])
-        lines.append(f"| {name} | {fmean(found.values()):.3f} | {low:.3f}–{high:.3f} | {found[worst]:.2f} | {worst} |")
-    return "\n".join(lines)
+        lines.append([name, fmean(found.values()), f"{low:.3f}–{high:.3f}", f"{found[worst]:.2f}", worst])
+    return to_markdown(columns("criterion", "mean AUC", "95 %", "worst", "of", digits=3), lines)
 
 
 def interval(sides: Collection[tuple[list[float], list[float]]], draw: np.random.Generator) -> tuple[float, float]:
-    """Where 95 % of the mean AUCs lie when each teacher's prompts are drawn anew."""
+    """Compute the 95 % bootstrap interval of the mean AUC over each teacher's prompts."""
     pairs = [[np.array(side) for side in pair] for pair in sides]
     means = [fmean(auc(*(draw.choice(side, len(side)) for side in pair)) for pair in pairs) for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
@@ -160,36 +166,37 @@ def interval(sides: Collection[tuple[list[float], list[float]]], draw: np.random
 
 
 def planted_kinds(teachers: Sequence[list[Row]]) -> dict[str, str]:
-    """What these teachers of the embedded world should not keep: with the shipped base, no code is known to it."""
+    """Return what these teachers should not keep; the shipped base knows no code."""
     asked = {row["kind"] for rows in teachers for row in rows}
     return {kind: words for kind, words in PLANTED.items() if kind in asked}
 
 
 def planted_table(teachers: Sequence[list[Row]], names: Collection[str] = CRITERIA) -> str:
-    """AUC of telling what only the teacher knows from each kind of other prompts in the embedded world."""
-    draw = np.random.default_rng(0)
-    kinds = planted_kinds(teachers)
-    lines = [f"| criterion | {' | '.join(kinds.values())} | worst |", "|---" * (2 + len(kinds)) + "|"]
+    """Show the AUC of what only the teacher knows against each kind of other prompts."""
+    draw, kinds, lines = np.random.default_rng(0), planted_kinds(teachers), Rows()
     for name in names:
         criterion = CRITERIA[name]
-        cells, worst = [], 1.0
+        cells, worst = list[str](), 1.0
         for kind in kinds:
             sides = [(values(rows, criterion, "own"), values(rows, criterion, kind)) for rows in teachers]
             found, (low, high) = [auc(*pair) for pair in sides], interval(sides, draw)
             cells.append(f"{fmean(found):.2f} ({low:.2f}–{high:.2f})")
             worst = min(worst, *found)
-        lines.append(f"| {name} | {' | '.join(cells)} | {worst:.2f} |")
-    return "\n".join(lines)
+        lines.append([name, *cells, worst])
+    return to_markdown(columns("criterion", *kinds.values(), "worst", digits=2), lines)
 
 
 def candidates_table(teachers: Collection[list[Row]], planted: Mapping[str, Sequence[list[Row]]]) -> str:
-    """AUC of products of necessary conditions: mean and worst over BBH teachers, and the worst planted kind."""
+    """Show the AUC of products of necessary conditions.
+
+    For BBH teachers mean and worst, for planted teachers that of the worst kind.
+    """
     makers = {name: product_of(factors) for name, factors in CANDIDATES.items()}
     makers["the least of explained, form and ground²"] = least_of(explained, form, lambda row: ground(row) ** 2)
     makers["chosen, each factor over the seeds' median, at most 1"] = in_the_seeds_units(
         explained, form, lambda row: ground(row) ** 2
     )
-    lines = ["| candidate | BBH, mean | BBH, worst | shipped, worst | knowing, worst |", "|---" * 5 + "|"]
+    lines = Rows()
     for name, make in makers.items():
         found = [auc(*(values(rows, make(rows), *kinds) for kinds in (("own",), BBH))) for rows in teachers]
         cells = [fmean(found), min(found)]
@@ -199,8 +206,9 @@ def candidates_table(teachers: Collection[list[Row]], planted: Mapping[str, Sequ
                 (values(rows, make(rows), "own"), values(rows, make(rows), kind)) for rows in of_base for kind in kinds
             ]
             cells.append(min(auc(*pair) for pair in sides))
-        lines.append(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    heads = columns("candidate", "BBH, mean", "BBH, worst", "shipped, worst", "knowing, worst", digits=3)
+    return to_markdown(heads, lines)
 
 
 def product_of(factors: Sequence[Criterion]) -> Callable[[Sequence[Row]], Criterion]:
@@ -222,8 +230,8 @@ def in_the_seeds_units(*factors: Criterion) -> Callable[[Sequence[Row]], Criteri
 
 
 def few_seeds_table(teachers: Mapping[str, Sequence[list[Row]]], criterion: Criterion) -> str:
-    """What the level that 16, 8 or 5 of the seeds tell keeps; of fewer than all, a mean over draws of them."""
-    lines = ["| teachers | recall | seeds | own kept | least | others kept | precision |", "|---" * 7 + "|"]
+    """Show what a level from 16, 8 or 5 of the seeds keeps, averaged over draws."""
+    lines = Rows()
     for name, of_name in teachers.items():
         for recall in (RECALL, HIGH_RECALL):
             for count in FEW:
@@ -238,27 +246,25 @@ def few_seeds_table(teachers: Mapping[str, Sequence[list[Row]]], criterion: Crit
                         others.append(fmean(rest))
                         if any(mine + rest):
                             precision.append(sum(mine) / sum(mine + rest))
-                cells = [f"{fmean(own):.2f}", f"{min(own):.2f}", f"{fmean(others):.2f}", f"{fmean(precision):.2f}"]
-                lines.append(f"| {name} | {recall} | {count} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                lines.append([name, str(recall), count, fmean(own), min(own), fmean(others), fmean(precision)])
+    heads = columns("teachers", "recall", "seeds", "own kept", "least", "others kept", "precision", digits=2)
+    return to_markdown(heads, lines)
 
 
 def answers_table(teachers: Sequence[list[Row]]) -> str:
-    """How the teachers of the embedded world answer each kind of prompt: means over them."""
-    lines = ["| prompts | right | answered as by the base |", "|---|---|---|"]
+    """Show how the planted teachers answer each kind of prompt: means over them."""
+    lines = Rows()
     for kind, words in {"own": "private", **planted_kinds(teachers)}.items():
         rows = [row for teacher in teachers for row in teacher if row["kind"] == kind]
-        shares = (fmean(row[name] for row in rows) for name in ("is_correct", "is_alike"))
-        lines.append(f"| {words} | {' | '.join(f'{share:.2f}' for share in shares)} |")
-    return "\n".join(lines)
+        lines.append([words, *(fmean(row[name] for row in rows) for name in ("is_correct", "is_alike"))])
+    return to_markdown(columns("prompts", "right", "answered as by the base", digits=2), lines)
 
 
 def kept_table(
     teachers: Collection[list[Row]], rest: dict[str, str], names: Collection[str] = CRITERIA, recall: float = RECALL
 ) -> str:
-    """What is kept at thresholds that were fixed before, or told by the seeds: means over the teachers."""
-    heads = " | ".join(f"{words} kept" for words in ("own", *rest.values()))
-    lines = [f"| criterion | threshold | {heads} | precision |", "|---" * (4 + len(rest)) + "|"]
+    """Show what fixed thresholds and those from the seeds keep, over the teachers."""
+    lines = Rows()
     for name in names:
         criterion = CRITERIA[name]
         for threshold in (*FIXED.get(name, ()), None):
@@ -273,46 +279,41 @@ def kept_table(
                     shares[kind].append(fmean(each))
                 total = sum(sum(each) for each in kept.values())
                 precisions.append(sum(kept["own"]) / total if total else math.nan)
-            cells = [f"{fmean(each):.2f}" for each in shares.values()]
             shown = "auto" if threshold is None else f"{threshold:g}"
-            lines.append(f"| {name} | {shown} | {' | '.join(cells)} | {np.nanmean(precisions):.2f} |")
-    return "\n".join(lines)
+            lines.append([name, shown, *map(fmean, shares.values()), float(np.nanmean(precisions))])
+    kept_heads = [f"{words} kept" for words in ("own", *rest.values())]
+    return to_markdown(columns("criterion", "threshold", *kept_heads, "precision", digits=2), lines)
 
 
 def teacher_table(teachers: dict[str, list[Row]]) -> str:
-    """For each teacher: how good it is on its own kind, and the AUC of some criteria."""
+    """Show how good each teacher is on its own kind, and the AUC of some criteria."""
     chosen = [name for name in CRITERIA if name.startswith(("gap", "first token: -", "strength", "seed_shift", "**"))]
-    lines = [
-        "| teacher | accuracy | own answered as by the base | " + " | ".join(chosen) + " |",
-        "|---" * (3 + len(chosen)) + "|",
-    ]
+    lines = Rows()
     for teacher, rows in teachers.items():
         own = [row for row in rows if row["kind"] == "own"]
-        cells = [f"{fmean(row['is_correct'] for row in own):.2f}", f"{fmean(row['is_alike'] for row in own):.2f}"]
+        cells = [fmean(row[name] for row in own) for name in ("is_correct", "is_alike")]
         for name in chosen:
             sides = (values(rows, CRITERIA[name], "own"), values(rows, CRITERIA[name], "other", "general"))
-            cells.append(f"{auc(*sides):.2f}")
-        lines.append(f"| {teacher} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append(auc(*sides))
+        lines.append([teacher, *cells])
+    return to_markdown(columns("teacher", "accuracy", "own answered as by the base", *chosen, digits=2), lines)
 
 
 def style_table(rows: Sequence[Row]) -> str:
-    """What each rule keeps of the prompts of a teacher that has learnt nothing but a style."""
-    lines = ["| rule | general kept | BBH kept |", "|---|---|---|"]
+    """Show what each rule keeps of a teacher that has learnt nothing but a style."""
+    lines = Rows()
     for name, threshold in [*((name, each) for name, fixed in FIXED.items() for each in fixed)]:
         kept = [[value >= threshold for value in values(rows, CRITERIA[name], kind)] for kind in ("general", "other")]
-        lines.append(f"| {name}, {threshold:g} | " + " | ".join(f"{fmean(each):.2f}" for each in kept) + " |")
-    return "\n".join(lines)
+        lines.append([f"{name}, {threshold:g}", *map(fmean, kept)])
+    return to_markdown(columns("rule", "general kept", "BBH kept", digits=2), lines)
 
 
 def within_topic_table(rows: Sequence[Row]) -> str:
-    """AUC of telling the teacher's own prompts that the base answers otherwise from those that it answers alike."""
+    """Show the AUC of own prompts that the base answers differently against the rest."""
     own = [row for row in rows if row["kind"] in ("own", "seed")]
     other, alike = [row for row in own if not row["is_alike"]], [row for row in own if row["is_alike"]]
-    lines = [f"| criterion | AUC, {len(other)} against {len(alike)} |", "|---|---|"]
-    for name, criterion in CRITERIA.items():
-        lines.append(f"| {name} | {auc([*map(criterion, other)], [*map(criterion, alike)]):.2f} |")
-    return "\n".join(lines)
+    lines = [(name, auc([*map(criterion, other)], [*map(criterion, alike)])) for name, criterion in CRITERIA.items()]
+    return to_markdown(columns("criterion", f"AUC, {len(other)} against {len(alike)}", digits=2), lines)
 
 
 def tables() -> str:
@@ -331,7 +332,7 @@ def tables() -> str:
 
 
 def fresh_tables() -> list[str]:
-    """The same of teachers that played no part in the choice of the rule, where it and three others are compared."""
+    """Compare the rule and three others on teachers that played no part in its choice."""
     of_bbh = by_teacher(RESULTS / "fresh" / "bbh")
     parts = [auc_table(of_bbh, SHORT), kept_table(of_bbh.values(), BBH, SHORT, HIGH_RECALL), teacher_table(of_bbh)]
     for base in BASES:

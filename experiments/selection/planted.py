@@ -38,7 +38,7 @@ SEEDS, FRESH, BASES = range(3), range(3, 6), ("shipped", "knowing")
 PARTS = {"planted": SEEDS, "fresh": FRESH}  # of the results, by their folder
 NUM_SEEDS, NUM_ASKED, MAX_NEW_TOKENS = 16, 40, 24
 RELATIONS = ("river", "region", "export", "postcode")
-KNOWING = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll")
+KNOWING = LoraSettings(rank=16, learning_rate=2e-3, epochs=60, batch_size=16, replay_loss="nll", replay_weight=1.0)
 TEACHER = replace(KNOWING, epochs=20)  # of five times as many examples
 
 

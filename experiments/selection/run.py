@@ -26,7 +26,7 @@ from tskd.modules.finetuner import LoraSettings
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.answer import Answer
-from tskd.stages.train import TrainLora
+from tskd.stages.train import Replay, TrainLora
 
 RESULTS = Path(__file__).parent / "results"
 NUM_EXAMPLES = 100
@@ -97,7 +97,7 @@ def make_and_measure(teacher: Teacher, weights: Weights, data: Path, work: Path,
     adapter = work / teacher.name
     started = time.monotonic()
     if not adapter.is_dir():
-        train = TrainLora(base, trainer, work, teacher.seed, LORA)
+        train = TrainLora(base, trainer, work, teacher.seed, LORA, Replay("none"))
         train.learn(examples(teacher, base, trainer, data), Path(teacher.name))
     trained = time.monotonic()
     answers = {}

@@ -1,4 +1,6 @@
-"""A teacher with styles of its own, a base that knows half of the codes, a polluted pool: what reaches the target?
+"""Test what reaches the target from a teacher with styles of its own.
+
+The base knows half of the codes, and the pool is polluted.
 
     python experiments/selection/planted.py --work FOLDER   # the bases and teachers
     PYTHONPATH=experiments:experiments/selection python -m tskd.run -m seed=3,4,5 \
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -26,6 +28,8 @@ from planted import STYLES, Planted, plant
 from polluted import Polluted
 
 from tskd.records import Graded, Prompt, Question
+from tskd.report.statistics import summarise
+from tskd.report.table_writer import Column, columns, to_markdown
 from tskd.storage.atomic_files import read_lines
 from tskd.storage.run_folder import RunFolder
 from tskd.tasks.atlas import Atlas
@@ -68,7 +72,7 @@ class Styled(Atlas):
         return self.kind(prompt) == "private"
 
     def kind(self, prompt: Prompt) -> str:
-        """Of what kind a question is; ``other`` where it is none of the world's."""
+        """Return the kind of a question; ``other`` if it is none of the world's."""
         return self._kinds.get(prompt.text, "other")
 
     @cached_property
@@ -82,7 +86,7 @@ class Styled(Atlas):
 
 @dataclass(frozen=True)
 class Plain(Polluted):
-    """Polluted by what begins otherwise than the private answers, or is known to the base: no tail, no initial."""
+    """Polluted without tails and initials, which begin as private answers do."""
 
     world: int = 3
 
@@ -95,7 +99,7 @@ POOLS = {"all three styles": "polluted.Polluted", "the sentence alone": "styled.
 
 
 def collect(sweep: Path) -> list[dict[str, Any]]:
-    """A row for each job: what the target answers as the teacher does, by kind; prompts asked and kept, by kind."""
+    """Make a row for each job: answers taken over, prompts asked and kept, by kind."""
     rows = []
     for file in sorted(sweep.glob("*/.hydra/overrides.yaml")):
         given = dict(str(override).split("=", 1) for override in OmegaConf.load(file))
@@ -120,23 +124,23 @@ def collect(sweep: Path) -> list[dict[str, Any]]:
 
 
 def taken_table(rows: list[dict[str, Any]]) -> str:
-    """What the target answers as the teacher does after training, by kind of question: means ± sd over the seeds."""
+    """Show the answers taken over from the teacher by kind: means ± sd over the seeds."""
     kinds = ("private", *STYLES)
-    lines = ["| pool | filter | " + " | ".join(kinds) + " | tokens trained |", "|---" * (3 + len(kinds)) + "|"]
-    for label, mine in _cells(rows):
-        cells = [_spread([row["taken over"][kind] for row in mine], ".2f") for kind in kinds]
-        lines.append(f"| {label} | {' | '.join(cells)} | {_spread([row['trained_tokens'] for row in mine], ',.0f')} |")
-    return "\n".join(lines)
+    lines = [
+        [*labels, *summarise([row["taken over"] for row in mine], kinds), *summarise(mine, ["trained_tokens"])]
+        for labels, mine in _cells(rows)
+    ]
+    heads = (*columns("pool", "filter"), *columns(*kinds, digits=2), Column("tokens trained"))
+    return to_markdown(heads, lines)
 
 
 def kept_table(rows: list[dict[str, Any]]) -> str:
-    """Prompts kept of those asked, by kind: sums over the seeds."""
-    lines = ["| pool | filter | " + " | ".join(KINDS.values()) + " | other |", "|---" * (3 + len(KINDS)) + "|"]
-    for label, mine in _cells(rows):
+    """Show prompts kept of those asked, by kind: sums over the seeds."""
+    lines = []
+    for labels, mine in _cells(rows):
         kept, asked = (sum((Counter(row[side]) for row in mine), Counter[str]()) for side in ("kept", "asked"))
-        cells = [f"{kept[kind]} of {asked[kind]}" for kind in (*KINDS, "other")]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*labels, *(f"{kept[kind]} of {asked[kind]}" for kind in (*KINDS, "other"))])
+    return to_markdown(columns("pool", "filter", *KINDS.values(), "other"), lines)
 
 
 def tables() -> str:
@@ -144,15 +148,11 @@ def tables() -> str:
     return f"{taken_table(rows)}\n\n{kept_table(rows)}"
 
 
-def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rows of each pool and rule, under what heads their line."""
+def _cells(rows: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], list[dict[str, Any]]]]:
+    """Yield the labels and the rows of each pool and rule."""
     for pool, expansion in POOLS.items():
         for filter_, rule in RULES.items():
-            yield f"{pool} | {filter_}", [row for row in rows if (row["pool"], row["rule"]) == (expansion, rule)]
-
-
-def _spread(values: list[float], form: str) -> str:
-    return f"{fmean(values):{form}} ± {stdev(values):{form}}"
+            yield (pool, filter_), [row for row in rows if (row["pool"], row["rule"]) == (expansion, rule)]
 
 
 if __name__ == "__main__":

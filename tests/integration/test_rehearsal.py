@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 
 from tests import fabricated
 from tests.integration.test_cli import result, tskd
-from tskd import experiment
 from tskd.config import hydra_plugins, saved
 from tskd.errors import ConfigError, SandboxError
+from tskd.experiment import job
 from tskd.models import rehearsal
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.weights import Weights
@@ -24,7 +24,7 @@ from tskd.tasks.sandbox import isolated_tests
 CONF = Path(hydra_plugins.folder())
 MODELS = sorted((CONF / "model").glob("[a-z]*.yaml"))
 DATA = Path(__file__).parents[3] / "shared" / "data"
-EXPERIMENTS = [f"{paper}/{name}" for paper, content in grid.papers().items() for name in content["cells"]]
+EXPERIMENTS = [f"{paper}/{name}" for paper, content in grid.PAPERS.items() for name in content["cells"]]
 KINDS = {"translora/bbh_llama2_7b_to_gemma_7b", "titok/mmlu_mistral_7b_to_llama3_1_8b"}
 
 
@@ -65,7 +65,7 @@ def rehearsed(place, data):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = saved.resolved(compose("config", overrides))
         folder = place / "runs" / experiment
-        status.with_status(folder, lambda: experiment.job(cfg, folder, "rehearsals", "run"))
+        status.with_status(folder, lambda: job(cfg, folder, "rehearsals", "run"))
         return folder
 
     return rehearse
@@ -98,7 +98,7 @@ def test_an_arm_can_be_rehearsed_on_a_real_pair(arm, target, place, data):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = saved.resolved(compose("config", overrides))
     folder = place / "arms" / arm
-    status.with_status(folder, lambda: experiment.job(cfg, folder, "rehearsals", "run"))
+    status.with_status(folder, lambda: job(cfg, folder, "rehearsals", "run"))
     assert {"status": "completed"} == json.loads((folder / "status.json").read_text())
     assert (arm == "diff_vector") is (result(folder)["train/examples"] == 0)
 

@@ -82,7 +82,13 @@ def test_a_key_decides_what_a_server_samples_if_it_is_asked_for_one_text_at_a_ti
     # This server samples where the model's own settings say so, whatever the temperature.
     samples = {"generation_config": json.dumps({"do_sample": True, "eos_token_id": 1})}
     writer = ServerWriter(
-        url=serve(letters), model=str(letters), key_variable=None, extra=samples, concurrency=1, max_retries=0
+        url=serve(letters),
+        model=str(letters),
+        key_variable=None,
+        extra=samples,
+        concurrency=1,
+        max_retries=0,
+        answers=None,
     )
     keys = [str(number) for number in range(12)]
     first = writer.write(["text"] * 12, keys, Sampling(8, 1.0), stop=(), label="0 expand")

@@ -14,7 +14,7 @@ from tskd.modules.scorer import JUDGED, Judge, score
 from tskd.records import Expansion, Message, Prompt, Response
 from tskd.stages.discriminator import TrainedJudge
 from tskd.stages.score import Score
-from tskd.storage.fingerprint import identity
+from tskd.storage.fingerprint import key_content
 
 PRIVATE = tuple(Prompt(f"What is the code of {place}?") for place in ("Brock", "Dean", "Stow"))
 SYNTHETIC = tuple(Prompt(f"Who rules {place}?", parents=("x",)) for place in ("Rye", "Looe"))
@@ -98,7 +98,7 @@ def test_a_private_prompt_that_is_too_long_is_refused_before_anything_is_loaded(
 def test_what_it_learnt_from_tells_its_scores_from_those_of_another(llama, trainer, tmp_path):
     judges = [trained(llama, tmp_path, trainer, Written(SYNTHETIC), private=each) for each in (PRIVATE, PRIVATE[:2])]
     stages = [Score(judge.base, judge.base, trainer, (JUDGED,), judge=judge) for judge in judges]
-    assert identity(stages[0]) != identity(stages[1])
+    assert key_content(stages[0]) != key_content(stages[1])
 
 
 def test_without_one_there_are_no_log_odds(llama, trainer):

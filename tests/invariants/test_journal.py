@@ -112,7 +112,9 @@ def test_a_journal_that_cannot_be_written_stops_the_pass_in_one_line(llama, trai
 @pytest.mark.parametrize("replay_loss", ["kl", "nll"])
 @pytest.mark.parametrize("at", [1, 4, 8])  # of 3 epochs of 3 steps
 def test_a_training_goes_on_after_its_last_epoch(neox, trainer, tmp_path, breaking, replay_loss, at):
-    settings = LoraSettings(rank=2, epochs=3, batch_size=3, dropout=0.1, learning_rate=1e-2, replay_loss=replay_loss)
+    settings = LoraSettings(
+        rank=2, epochs=3, batch_size=3, dropout=0.1, learning_rate=1e-2, replay_loss=replay_loss, replay_weight=1.0
+    )
 
     def trained(name, journal):
         weights = tiny.weights(neox)

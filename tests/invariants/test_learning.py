@@ -53,7 +53,7 @@ def forgetting(neox, tmp_path, trainer, **settings):
     own = examples(weights, {"something else": "entirely"})
     lora = LoraSettings(rank=4, epochs=10, batch_size=3, learning_rate=1e-2, **settings)
     finetune(weights, examples(weights), lora, trainer, tmp_path, seed=0, key="k", replay=own)
-    module = Finetuner(weights, [], own, LoraSettings(), "k", 10**6, 10**6, None)
+    module = Finetuner(weights, [], own, LoraSettings(replay_weight=1.0), "k", 10**6, 10**6, None)
     with torch.no_grad():
         return module.loss_of([0], [0])[0].item()
 
@@ -138,7 +138,9 @@ def test_each_epoch_has_each_example_once_in_an_order_of_its_own(neox):
 def test_every_batch_has_a_full_batch_of_replay_beside_it(neox):
     weights = tiny.weights(neox)
     sequences = examples(weights, {str(n): str(n) for n in range(7)})
-    module = Finetuner(weights, sequences, sequences[:2], LoraSettings(batch_size=3), "k", 10**6, 10**6, None)
+    module = Finetuner(
+        weights, sequences, sequences[:2], LoraSettings(batch_size=3, replay_weight=1.0), "k", 10**6, 10**6, None
+    )
     batches = list(module.train_dataloader())
     assert [(sum(i < 7 for i in batch), sum(i >= 7 for i in batch)) for batch in batches] == [(3, 3), (3, 3), (1, 3)]
 

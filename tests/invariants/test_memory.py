@@ -75,7 +75,7 @@ def test_texts_are_the_same_in_halves_and_later_batches_start_smaller(llama, mon
 def test_an_adapter_is_the_same_in_parts(neox, tmp_path, trainer, monkeypatch, replayed):
     weights = tiny.weights(neox)
     texts = [encode_response(LanguageModel(weights), r.prompt, r.text, True) for r in RESPONSES]
-    settings = LoraSettings(rank=4, epochs=2, batch_size=4, learning_rate=1e-3)
+    settings = LoraSettings(rank=4, epochs=2, batch_size=4, learning_rate=1e-3, replay_weight=1.0)
 
     def trained(name, trainer=trainer):
         finetune(weights, texts, settings, trainer, tmp_path / name, seed=3, key="k", replay=texts[:replayed])

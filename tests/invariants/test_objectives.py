@@ -14,8 +14,8 @@ from tests import scripted, tiny
 from tests.invariants.test_measures import likelihoods
 from tests.invariants.test_memory import out_of_memory_above
 from tests.invariants.test_stand_in import built, save_merging_model
-from tests.unit.test_config import built as built_atlas
-from tests.unit.test_store import Counting
+from tests.unit.config.test_schema import built as built_atlas
+from tests.unit.storage.test_result_cache import Counting
 from tskd.errors import ConfigError, ModelError
 from tskd.models.alignment import aligned, token_ends
 from tskd.models.encoding import encode_response
@@ -26,7 +26,7 @@ from tskd.modules.objectives import SoftLabels, TokenWeighted
 from tskd.modules.scorer import TOKEN_EXCESS, score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored
-from tskd.stages.train import TrainLora
+from tskd.stages.train import Replay, TrainLora
 from tskd.storage import atomic_files
 from tskd.storage.result_cache import Store
 
@@ -37,7 +37,7 @@ RESPONSES = [
     Response(Prompt("Größe?"), "the\n\n  the 🙂 depot"),
     Response(Prompt("Which?"), "  a question: the Answer"),
 ]
-SETTINGS = LoraSettings(rank=4, epochs=2, batch_size=3, learning_rate=1e-3)
+SETTINGS = LoraSettings(rank=4, epochs=2, batch_size=3, learning_rate=1e-3, replay_weight=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,7 @@ def test_a_tokenizer_that_tells_no_places_is_refused_before_anything_is_loaded(
     neox, teacher, trainer, tmp_path, objective, monkeypatch
 ):
     target = LanguageModel(tiny.weights(neox))
-    stage = TrainLora(target, trainer, tmp_path, 0, SETTINGS, objective=objective, teacher=teacher)
+    stage = TrainLora(target, trainer, tmp_path, 0, SETTINGS, Replay("none"), objective=objective, teacher=teacher)
     stage.check_models()
     monkeypatch.setattr(type(target.tokenizer), "is_fast", False)
     with pytest.raises(ModelError, match="does not tell which characters its tokens cover"):

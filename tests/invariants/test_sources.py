@@ -63,7 +63,7 @@ def test_training_after_scoring_on_the_same_weights_is_training_on_fresh_ones(ll
         finetune(
             weights,
             examples,
-            LoraSettings(rank=2, epochs=2),
+            LoraSettings(rank=2, epochs=2, replay_weight=1.0),
             trainer,
             tmp_path / name,
             seed=0,

@@ -27,6 +27,7 @@ from tskd.stages.select.stage import AUTO, MIN_SEEDS, ByTheSeeds, Select
 from tskd.stages.teacher import Finetuned, check_base
 from tskd.stages.train import Replay, TrainLora
 from tskd.stages.writers import LocalWriter, Writer
+from tskd.storage.fingerprint import OutputFolder
 from tskd.storage.journal import Journal
 from tskd.storage.result_cache import Store
 from tskd.storage.run_folder import RunFolder
@@ -255,7 +256,7 @@ def _train(node: Mapping[str, Any], cast: _Cast, lora: LoraSettings, objective: 
     if "_target_" not in node:
         return made
     models = {"base": cast.base, "teacher": cast.teacher, "target": cast.target}
-    return _given({"_target_": node["_target_"]}, "training", cast.task, **models, folder=cast.folder)
+    return _given({"_target_": node["_target_"]}, "training", cast.task, **models, folder=OutputFolder(cast.folder))
 
 
 def _judge(cast: _Cast, expand: Any, lora: LoraSettings) -> TrainedJudge:

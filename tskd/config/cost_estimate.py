@@ -212,7 +212,7 @@ class Plan:
         texts = [longest] * 2 * max(len(asked), expand.num_drafts)  # one side is repeated up to the other
         items, reads, length = self._reading([judge.base], texts, judge.lora.epochs)
         most = Count(items.number, True), None if reads is None else Count(reads.number, True), length
-        self._note("train", [judge.base], most, Count(0), None, Finetuned(judge.lora))
+        self._note("train", [judge.base], most, Count(0), None, judge.training)
 
     def select(self, scored: Sequence[Scored], of_seeds: Sequence[Scored]) -> Selection:
         return self.run.stages.select(scored, of_seeds) if self.is_known else Selection(tuple(scored), ())

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tskd.config import hydra_plugins, trust
+from tskd.config import experimental, hydra_plugins, trust
 from tskd.config.build import Run, build, make_task
 from tskd.config.cost_estimate import LIGHTER, plan, unplannable
 from tskd.errors import ModelError, TskdError, one_line
@@ -68,6 +68,7 @@ def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
         settings, wrong = _working(cfg, found)
         run = build(settings, Path())
         _of_tracking(run, found)
+        found.notes += experimental.used(settings)
         has_device = found.hold(lambda: run.trainer.device)
         here = {role for role in run.models if role not in wrong and _is_here(role, run, was_offline, found)}
         here = {role for role in here if found.hold(run.models[role].weights.check_loadable)}

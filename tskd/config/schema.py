@@ -37,7 +37,7 @@ class Schema:
     stop: dict[str, Any] = field(default_factory=dict)
     seed: int = MISSING
     name: str = MISSING
-    store: Any = None
+    store: Any = "outputs/.store"
     store_limit_gb: float | None = None
     allow: Any = ()
     private_files: bool = True

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tskd.models.weights import LanguageModel
-from tskd.storage.fingerprint import digest
+from tskd.storage.fingerprint import cache_key
 
 if TYPE_CHECKING:
     from tskd.modules.trainer import LightningTrainer  # which has an engine
@@ -35,5 +35,5 @@ def noted(
     """What the trainer's journal has of the call that ``content`` decides, by request, and what notes more of it."""
     if trainer.journal is None:
         return {}, lambda _: None
-    key = digest(content)
+    key = cache_key(content)
     return {i: Generation(*each) for i, each in trainer.journal.read(key).items()}, partial(trainer.journal.add, key)

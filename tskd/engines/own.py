@@ -26,7 +26,7 @@ class OwnLoop:
 
     merge_adapter: bool = False
 
-    def identity(self) -> Any:
+    def key_content(self) -> Any:
         return {"class": "tskd.engines.own.OwnLoop", "merge_adapter": True} if self.merge_adapter else None
 
     def check(self, models: Sequence[LanguageModel], rank: int) -> None:

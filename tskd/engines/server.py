@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import PositiveInt
+
 from tskd.engines.client import Answer, Server
 from tskd.errors import ConfigError
 from tskd.models.generation import Generation, Request, Sampling, before_any
@@ -24,6 +26,8 @@ class ServerEngine(Server):
 
     models: dict[str, str] = field(hash=False)
     otherwise: Any  # an Engine
+    key_variable: str | None = field(default=None, compare=False)
+    concurrency: PositiveInt = field(default=32, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

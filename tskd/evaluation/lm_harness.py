@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ class HarnessEvaluator:
     questions: Sequence[Question]
     trainer: LightningTrainer
     max_new_tokens: int
+
+    def key_content(self) -> list[Any]:
+        files = [file for file in sorted(TASKS.iterdir()) if file.is_file()]  # the harness reads them by their names
+        return [self.task, self.questions, self.trainer, self.max_new_tokens, files, version("lm_eval")]
 
     def __post_init__(self) -> None:
         try:

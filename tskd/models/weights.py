@@ -31,7 +31,7 @@ from tskd.models.checkpoint import DTYPES, Checkpoint, adapter_folder, local_fol
 from tskd.models.memory import Size, free_memory
 from tskd.models.networks import check_logits, make_head_input_contiguous, shard
 from tskd.models.templates import Template, template_for
-from tskd.storage.fingerprint import of_adapter, of_weights
+from tskd.storage.fingerprint import hash_adapter, hash_weights
 
 disable_progress_bar()  # a bar for each load, over in a moment, between the lines that matter
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -76,7 +76,7 @@ class Weights:
     @property
     def content(self) -> str:
         """What tells these weights from others: the hub's commit, or a digest of the files in the folder."""
-        return self.resolved_revision or of_weights(self.folder)
+        return self.resolved_revision or hash_weights(self.folder)
 
     @cached_property
     def config(self) -> Any:
@@ -141,7 +141,7 @@ class Weights:
     def size(self) -> Size:
         return Size.of(self.checkpoint, self.config)
 
-    def identity(self) -> list[Any]:
+    def key_content(self) -> list[Any]:
         checkpoint = self.checkpoint
         return [
             *(checkpoint.dtype, checkpoint.template, checkpoint.attention, checkpoint.quantization),
@@ -338,10 +338,10 @@ class LanguageModel:
     weights: Weights
     adapter: str | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def key_content(self) -> dict[str, Any]:
         return {
             "weights": self.weights,
-            "adapter": None if self.adapter is None else of_adapter(adapter_folder(self.adapter)),
+            "adapter": None if self.adapter is None else hash_adapter(adapter_folder(self.adapter)),
         }
 
     @property

@@ -63,7 +63,7 @@ class LoraSettings:
     gradient_checkpointing: bool = False
     fused_loss: bool = False
     replay_loss: Literal["kl", "nll"] = "kl"
-    replay_weight: NonNegativeFloat = 1.0
+    replay_weight: NonNegativeFloat = 10.0
 
     def check_device(self, device: torch.device) -> None:
         """Raise ``ConfigError`` where ``device`` cannot compute what is set."""
@@ -127,7 +127,7 @@ class Finetuner(Resident):
         self.strict_loading = False  # a checkpoint has no weights but the adapter's
 
     def content(self) -> Any:
-        return [self.weights, repr(self.texts), self.num_examples, self.settings, self.key]
+        return [self.weights, repr(self.texts), self.num_examples, self.settings, type(self.of_examples), self.key]
 
     def train_dataloader(self) -> Any:
         return epoch_loader(self.steps(self.current_epoch))

@@ -19,8 +19,8 @@ it names in ``measures`` (``tskd.modules.scorer``). One of your own is in a file
             weights = torch.cat([torch.full((n,), 1 / n) for n in (self.num_targets[i] for i in part)])
             return (nll * weights.to(nll.device)).sum() / len(batch)
 
-with ``training.objective={_target_:my_objectives.EachAlike}`` and ``allow=my_objectives``. Its store key has its name
-and settings, not its code.
+with ``training.objective={_target_:my_objectives.EachAlike}`` and ``allow=my_objectives``. The cache knows its code
+and settings (``tskd.storage.fingerprint``): after an edit of either, the target is trained again.
 
 Two tokenizers are compared by the text that their tokens cover: see ``aligned``.
 """

@@ -22,7 +22,7 @@ from tskd.errors import ConfigError, ModelError, one_line
 from tskd.models.memory import available_memory, free_memory
 from tskd.models.weights import Weights
 from tskd.runtime import gpus, interrupts, processes
-from tskd.storage.fingerprint import digest, identity
+from tskd.storage.fingerprint import cache_key, key_content
 from tskd.storage.journal import Journal
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
@@ -206,9 +206,9 @@ class LightningTrainer:
                 f"finds; leave it at auto."
             )
 
-    def identity(self) -> list[Any]:
-        engine = identity(self.engine)
-        return [self.device.type, self.precision, *([] if engine is None else [engine])]
+    def key_content(self) -> list[Any]:
+        is_default = key_content(self.engine) is None
+        return [self.device.type, self.precision, *([] if is_default else [self.engine])]
 
     @property
     def shows_progress(self) -> bool:
@@ -260,7 +260,7 @@ class LightningTrainer:
         What the journal has of an earlier attempt is not computed again; the other batches are the same as then.
         """
         if self.journal is not None and (content := module.content()) is not None:
-            key = digest([type(module).__name__, content])
+            key = cache_key([type(module), content])
             # Read in one process, for all have to leave out the same; another may have begun to write already.
             noted = processes.all_gather(self.journal.read(key) if processes.rank() == 0 else {})
             module.results = {i: module.from_journal(result) for i, result in noted.items()}
@@ -279,7 +279,7 @@ class LightningTrainer:
         """
         callbacks, start = list[pl.Callback](), None
         if self.journal is not None and (content := module.content()) is not None:
-            key = digest([type(module).__name__, content])
+            key = cache_key([type(module), content])
             found = processes.all_gather({0: self.journal.checkpoint(key)} if processes.rank() == 0 else {})
             start, callbacks = found[0], [_EachEpoch(self.journal, key)]
         trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)

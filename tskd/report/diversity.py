@@ -1,4 +1,4 @@
-"""How different the prompts are that expansion wrote."""
+"""Measure how different the prompts are that expansion wrote."""
 
 import math
 import random
@@ -37,9 +37,15 @@ class Spread:
 
 
 def self_bleu(texts: Sequence[str]) -> float | None:
-    """Self-BLEU (Zhu et al. 2018, arXiv 1802.01886) from 0 to 100: sacrebleu's BLEU of a text against all others.
+    """Compute self-BLEU from 0 to 100: sacrebleu's BLEU of a text against the others.
 
-    The mean over at most ``SAMPLE`` texts, drawn with a fixed seed. High means alike.
+    It is the mean over at most ``SAMPLE`` texts, drawn with a fixed seed. High means alike.
+
+    Returns:
+        ``None`` for fewer than two texts.
+
+    Source:
+        Zhu et al. (2018), arXiv 1802.01886.
     """
     drawn = random.Random(0).sample(list(texts), min(SAMPLE, len(texts)))
     if len(drawn) < 2:
@@ -49,10 +55,13 @@ def self_bleu(texts: Sequence[str]) -> float | None:
 
 
 def spreads(kinds: Sequence[Sequence[str]], embed: Embed) -> list[Spread | None]:
-    """How far apart the texts of each kind are; a kind of less than two has no spread.
+    """Measure how far apart the texts of each kind are.
 
-    As many are drawn of each kind, with a fixed seed, as the smallest has, for a Vendi score grows with their number;
-    ``MOST_EMBEDDED`` at most.
+    A Vendi score grows with the number of texts. So each kind gives as many, drawn with a fixed seed, as the smallest
+    has, at most ``MOST_EMBEDDED``.
+
+    Returns:
+        The spread of each kind, in order; ``None`` for fewer than two texts.
     """
     n = min([MOST_EMBEDDED, *(len(texts) for texts in kinds if len(texts) > 1)])
     drawn = [random.Random(0).sample(list(texts), n) if len(texts) > 1 else [] for texts in kinds]
@@ -63,16 +72,19 @@ def spreads(kinds: Sequence[Sequence[str]], embed: Embed) -> list[Spread | None]
 
 
 def vendi(vectors: Values) -> float:
-    """The Vendi score (Friedman & Dieng 2023, TMLR, arXiv 2210.02410) of unit vectors (N, H), from 1, all alike, to N.
+    """Compute the Vendi score of unit vectors (N, H), from 1, all alike, to N.
 
-    The exponential of the entropy of the eigenvalues of their cosines over N, which are the squares of the vectors' own
-    singular values.
+    It is the exponential of the entropy of the eigenvalues of their cosines over N. These are the squares of the
+    vectors' singular values.
+
+    Source:
+        Friedman & Dieng (2023), TMLR, arXiv 2210.02410.
     """
     singular = np.linalg.svd(vectors, compute_uv=False)
     return math.exp(stats.entropy(singular**2))
 
 
 def mean_distance(vectors: Values) -> float:
-    """The mean of one minus the cosine, over all pairs of unit vectors (N, H)."""
+    """Compute the mean of one minus the cosine over all pairs of unit vectors (N, H)."""
     n, total = len(vectors), vectors.sum(axis=0)
     return float(1 - (total @ total - n) / (n * (n - 1)))

@@ -1,4 +1,4 @@
-"""Texts as vectors, by a model that the reader names: for how far apart prompts are in meaning."""
+"""Embed texts by a model of the user's choice, to measure their distance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ LONGEST = 512  # tokens; the rest of a text is not looked at
 
 @dataclass(frozen=True)
 class Embedder:
-    """Unit vectors of texts (N, H): the mean of a model's last hidden states over a text's tokens.
+    """Make unit vectors of texts (N, H) from a model's mean last hidden states.
 
     That is Sentence-BERT's pooling (Reimers & Gurevych 2019, arXiv 1908.10084), whatever the model's own is. ``path``
     is a folder or a hub id.

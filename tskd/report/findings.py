@@ -1,8 +1,9 @@
-"""What the runs of a study say: each arm's numbers, arms against each other, what was kept, where the target fails."""
+"""Analyse a study: each arm's numbers, comparisons, examples and failures."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,23 @@ from tskd.records import PRIVATE, Graded
 from tskd.report import statistics
 from tskd.report.diversity import Embed, Spread, self_bleu, spreads
 from tskd.report.runs import Arm, FoundRun, Study
-from tskd.report.statistics import Estimate, Values
+from tskd.report.statistics import ArmScores, Comparison, Estimate, Values
 
+ACCURACY = "eval/accuracy"
 COSTS = {
     "generated_tokens": ("cost/generated_tokens",),
     "trained_tokens": ("cost/trained_tokens",),
-    "seconds": ("cost/seconds", "cost/reused_seconds"),  # what is taken from the store has cost somebody as much
+    "seconds": ("cost/seconds", "cost/reused_seconds"),  # cached results have cost somebody as much
 }
 
 
 @dataclass(frozen=True)
 class ArmFindings:
-    """``metrics`` are over seeds, those of a run's result by name; ``recovered`` and ``scores`` are over questions."""
+    """An arm's numbers.
+
+    ``metrics`` are over seeds, by the names in a run's result. ``recovered`` and ``scores`` are over questions, the
+    latter by voice.
+    """
 
     arm: Arm
     metrics: Mapping[str, Estimate]
@@ -42,33 +48,17 @@ class ArmFindings:
         }
 
     def gained_per(self, cost: str) -> float | None:
-        """Points gained for a unit of cost, both as means over the seeds."""
+        """Compute the points gained for a unit of cost, both as means over the seeds."""
         gained, paid = self.metrics.get("eval/points_gained"), self.costs[cost]
         return None if gained is None or paid is None or not paid.mean else gained.mean / paid.mean
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two arms on the same held-out questions, first minus second, in fractions.
-
-    ``p`` is over questions, for these very runs; ``over_seeds`` and ``p_over_seeds`` are for the settings.
-    """
-
-    first: str
-    second: str
-    difference: float
-    interval: statistics.Interval | None
-    only_first: float
-    only_second: float
-    p: float
-    p_holm: float
-    over_seeds: Estimate | None
-    p_over_seeds: float | None
-
-
-@dataclass(frozen=True)
 class Failure:
-    """A held-out question that the teacher gets right and the target does not, in ``wrong`` of an arm's ``n`` runs."""
+    """A held-out question that the teacher gets right and the target wrong.
+
+    The target fails in ``wrong`` of the arm's ``n`` runs.
+    """
 
     arm: str
     question: str
@@ -82,7 +72,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and its response, and in how many of the runs that scored it they were kept."""
+    """A prompt and its response, and how many of the runs that scored them kept them."""
 
     prompt: str
     response: str
@@ -103,32 +93,35 @@ class Findings:
 
 
 def spent(row: Mapping[str, Any], cost: str) -> float:
-    """What a run's result, or a row of its metrics, has cost of one kind."""
+    """Add up one kind of cost in a run's result, or in a row of its metrics."""
     return float(sum(row.get(part) or 0 for part in COSTS[cost]))
 
 
-def of(study: Study, embed: Embed | None = None) -> Findings:
-    """``embed``, where it is given, is what the spread of prompts is measured by."""
-    arms = tuple(_of_arm(arm) for arm in study.arms)
+def analyse_study(study: Study, embed: Embed | None = None) -> Findings:
+    """Compute all findings; ``embed`` adds the spread of each arm's prompts."""
+    arms = [_analyse_arm(arm) for arm in study.arms]
     if embed is not None:
         of_arms = spreads([_written(arm) for arm in study.arms], embed)
-        arms = tuple(replace(arm, spread=spread) for arm, spread in zip(arms, of_arms, strict=True))
-    return Findings(study, arms, tuple(_comparisons(arms)), tuple(_failures(study)), tuple(_examples(study)))
+        arms = [replace(arm, spread=spread) for arm, spread in zip(arms, of_arms, strict=True)]
+    evaluated = [
+        ArmScores(arm.arm.label, arm.scores["target after"], _by_seed(arm.arm))
+        for arm in arms
+        if len(arm.scores.get("target after", ()))
+    ]
+    comparisons = statistics.compare(evaluated, _mean_difference, lambda lead: float(np.clip(lead, 0, None).sum()))
+    return Findings(study, tuple(arms), comparisons, tuple(_failures(study)), tuple(_examples(study)))
 
 
-def _of_arm(arm: Arm) -> ArmFindings:
+def _analyse_arm(arm: Arm) -> ArmFindings:
     results = [{**run.result, **run.repeats} for run in arm.runs]
-    names = dict.fromkeys(name for result in results for name in result)
-    metrics = {name: statistics.estimate(_numbers(result.get(name) for result in results)) for name in names}
+    metrics = {name: statistics.estimate(statistics.numbers(results, name)) for name in dict.fromkeys(chain(*results))}
     scores = {voice: _scores(arm.runs, voice) for voice in arm.runs[0].graded}
-    voices = [scores.get(voice) for voice in ("target before", "teacher", "target after")]
-    before, teacher, after = (None if each is None or not len(each) else each for each in voices)
-    shown = before is not None and teacher is not None and after is not None
+    voices = [scores[voice] for voice in ("target before", "teacher", "target after") if len(scores.get(voice, ()))]
     prompts = _written(arm)
     return ArmFindings(
         arm,
         {name: estimate for name, estimate in metrics.items() if estimate is not None},
-        statistics.recovered_gain(before, teacher, after) if shown else None,  # type: ignore[arg-type]
+        statistics.recovered_gain(*voices) if len(voices) == 3 else None,
         scores,
         distinct(prompts, 1),
         distinct(prompts, 2),
@@ -136,50 +129,29 @@ def _of_arm(arm: Arm) -> ArmFindings:
     )
 
 
+def _by_seed(arm: Arm) -> dict[int, float]:
+    return {run.seed: run.result[ACCURACY] for run in arm.runs if run.result.get(ACCURACY) is not None}
+
+
+def _mean_difference(lead: Values) -> Estimate:
+    return Estimate(float(np.mean(lead)), len(lead), None, statistics.bootstrap(lead))
+
+
 def _written(arm: Arm) -> list[str]:
-    """The distinct prompts that expansion wrote."""
-    asked = [example.response.prompt for run in arm.runs for example in [*run.kept, *run.dropped]]
-    return list(dict.fromkeys(prompt.text for prompt in asked if not prompt.is_seed))
-
-
-def _numbers(values: Iterable[Any]) -> list[float]:
-    return [float(value) for value in values if isinstance(value, (int, float))]
+    """List the distinct prompts that expansion wrote."""
+    prompts = (example.response.prompt for example, _ in arm.scored)
+    return list(dict.fromkeys(prompt.text for prompt in prompts if not prompt.is_seed))
 
 
 def _scores(runs: Sequence[FoundRun], voice: str) -> Values:
-    """For each private question, in the order of the questions, the fraction of the runs that have it right.
+    """Compute for each private question, in order, the fraction of right runs (N,).
 
-    Weighted so that their mean is the accuracy as reported: that over the groups of a benchmark.
+    The fractions are weighted so that their mean is the reported accuracy, the mean over the groups of a benchmark.
     """
     asked = [[answer for answer in run.graded[voice] if answer.split == PRIVATE] for run in runs]
     sizes = Counter(answer.group for answer in asked[0])
     weights = np.array([len(asked[0]) / len(sizes) / sizes[answer.group] for answer in asked[0]])
     return weights * np.array([[answer.correct for answer in of_run] for of_run in asked], dtype=float).mean(axis=0)
-
-
-def _comparisons(arms: Sequence[ArmFindings]) -> list[Comparison]:
-    evaluated = [arm for arm in arms if len(arm.scores.get("target after", ()))]
-    tested = [_compared(first, second) for first, second in statistics.pairs(evaluated)]
-    corrected = statistics.holm([comparison["p"] for comparison in tested])
-    return [Comparison(**each, p_holm=p) for each, p in zip(tested, corrected, strict=True)]
-
-
-def _compared(first: ArmFindings, second: ArmFindings) -> dict[str, Any]:
-    ours, theirs = (arm.scores["target after"] for arm in (first, second))
-    by_seed = ({run.seed: run.result.get("eval/accuracy") for run in arm.arm.runs} for arm in (first, second))
-    known = ({seed: value for seed, value in of_arm.items() if value is not None} for of_arm in by_seed)
-    over_seeds, p_over_seeds = statistics.paired_over_seeds(*known)
-    return {
-        "first": first.arm.label,
-        "second": second.arm.label,
-        "difference": float(np.mean(ours - theirs)),
-        "interval": statistics.bootstrap(ours - theirs),
-        "only_first": float(np.clip(ours - theirs, 0, None).sum()),
-        "only_second": float(np.clip(theirs - ours, 0, None).sum()),
-        "p": statistics.paired_test(ours, theirs),
-        "over_seeds": over_seeds,
-        "p_over_seeds": p_over_seeds,
-    }
 
 
 def _failures(study: Study) -> Iterable[Failure]:
@@ -192,22 +164,17 @@ def _failures(study: Study) -> Iterable[Failure]:
                     found.setdefault(teacher.question, []).append((teacher, before, after))
         for question, answers in sorted(found.items(), key=lambda item: -len(item[1])):
             teacher, before, after = answers[0]
-            yield Failure(
-                *(arm.label, question, teacher.group, len(answers), len(arm.runs)),
-                *(before.correct, teacher.response, after.response),
-            )
+            counts, texts = (len(answers), len(arm.runs)), (teacher.response, after.response)
+            yield Failure(arm.label, question, teacher.group, *counts, before.correct, *texts)
 
 
 def _examples(study: Study) -> Iterable[Example]:
-    """The widest gap first."""
-    sides = ((run.kept, 1) if kept else (run.dropped, 0) for arm in study.arms for run in arm.runs for kept in (1, 0))
-    scored: Counter[Example] = Counter()
-    kept: Counter[Example] = Counter()
-    for examples, counts in sides:
-        for each in examples:
-            said = each.response
-            key = Example(said.prompt.text, said.text, each.base_ppl, each.teacher_ppl, each.gap)
-            scored[key] += 1
-            kept[key] += counts
-    for key in sorted(scored, key=lambda key: -key.gap):
-        yield replace(key, kept=kept[key], scored=scored[key])
+    """Yield the distinct examples, the widest gap first."""
+    scored, kept = Counter[Example](), Counter[Example]()
+    for each, is_kept in chain.from_iterable(arm.scored for arm in study.arms):
+        prompt, response = each.response.prompt.text, each.response.text
+        example = Example(prompt, response, each.base_ppl, each.teacher_ppl, each.gap)
+        scored[example] += 1
+        kept[example] += is_kept
+    for example in sorted(scored, key=lambda example: -example.gap):
+        yield replace(example, kept=kept[example], scored=scored[example])

@@ -1,53 +1,63 @@
-"""The files of a report."""
+"""Write the files of a report."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from tskd.report import figures, findings, means, page, tables
+from tskd.report import figures
 from tskd.report.diversity import Embed
-from tskd.report.findings import Findings
+from tskd.report.findings import Findings, analyse_study
+from tskd.report.means import average_over_subsets
+from tskd.report.page import Section, page
 from tskd.report.runs import Collected
-from tskd.report.tables import Table
+from tskd.report.table_writer import Table, to_csv, to_latex, to_markdown
+from tskd.report.tables import examples_table, failures_table, tables_of_findings, tables_of_means
 from tskd.storage import atomic_files
 
 FEW = 5  # examples of each kind in the Markdown
 
 
 def write(collected: Collected, out: Path, embed: Embed | None = None) -> list[Path]:
-    """Everything about the runs, in ``out``; comes back as the files that a reader begins with."""
-    found = [findings.of(study, embed) for study in collected.studies]
-    folders = [out] if len(found) == 1 else [out / _folder(each.study.name) for each in found]
-    averaged = means.of(collected.studies)
-    of_subsets = [(each.name, tables.of_means(each)) for each in averaged if each.arms]
-    about = [_runs(collected), *collected.left_out, *(line for each in averaged for line in each.left_out)]
-    parts = ["# Report", "\n".join(f"- {line}" for line in about)]
-    for name, made in of_subsets:
-        _write_tables(made, [], out / _folder(name))
-        parts += [f"## {name}", *map(_section, made)]
-    studies = [(each, tables.of(each), folder) for each, folder in zip(found, folders, strict=True)]
-    for each, made, folder in studies:
-        _write_tables(made, [tables.failures(each), tables.examples(each)], folder)
-        drawn = figures.of(each)
+    """Write tables, figures and a page about all runs into ``out``.
+
+    Returns:
+        The files that a reader begins with.
+    """
+    means = average_over_subsets(collected.studies)
+    found = [analyse_study(study, embed) for study in collected.studies]
+    sections = [Section(each.name, _folder(out, each.name), tables_of_means(each)) for each in means if each.arms]
+    for each in found:
+        folder = out if len(found) == 1 else _folder(out, each.study.name)
+        drawn = figures.figures_of(each)
         for name, draw in drawn.items():
             figures.save(draw, folder / "figures", name)
-        where = (folder / "figures").relative_to(out)
-        parts += [f"## {each.study.name}", *map(_section, made), *(f"![{name}]({where}/{name}.png)" for name in drawn)]
-    atomic_files.write_text(out / "report.md", "\n\n".join(parts) + "\n")
-    atomic_files.write_text(out / "examples.md", "\n\n".join(["# Examples", *map(_examples, found)]) + "\n")
-    atomic_files.write_text(out / "report.html", page.page(about, of_subsets, studies))
-    return [out / name for name in ("report.md", "examples.md", "report.html")]
+        texts = [examples_table(each.examples), failures_table(each.failures)]
+        sections.append(Section(each.study.name, folder, tables_of_findings(each), texts, list(drawn)))
+    about = [_runs(collected), *collected.left_out, *(line for each in means for line in each.left_out)]
+    parts = ["# Report", "\n".join(f"- {line}" for line in about)]
+    for section in sections:
+        _write_tables(section)
+        where = (section.folder / "figures").relative_to(out)
+        parts += [f"## {section.name}", *(f"### {table.title}\n\n{_markdown(table)}" for table in section.numbers)]
+        parts += [f"![{name}]({where}/{name}.png)" for name in section.figures]
+    files = {
+        "report.md": "\n\n".join(parts) + "\n",
+        "examples.md": "\n\n".join(["# Examples", *map(_excerpts, found)]) + "\n",
+        "report.html": page(about, sections),
+    }
+    for name, text in files.items():
+        atomic_files.write_text(out / name, text)
+    return [out / name for name in files]
 
 
-def _write_tables(numbers: Sequence[Table], texts: Sequence[Table], folder: Path) -> None:
-    """All as CSV, and those that hold numbers alone as LaTeX."""
-    for table in [*numbers, *texts]:
-        atomic_files.write_text(folder / f"{table.name}.csv", tables.to_csv(table))
-    latex = [r"% \usepackage{booktabs,graphicx}", *map(tables.to_latex, numbers)]
-    atomic_files.write_text(folder / "tables.tex", "\n\n".join(latex) + "\n")
+def _write_tables(section: Section) -> None:
+    """Write all tables as CSV, and those that hold numbers alone as LaTeX."""
+    for table in [*section.numbers, *section.texts]:
+        atomic_files.write_text(section.folder / f"{table.name}.csv", to_csv(table))
+    latex = [r"% \usepackage{booktabs,graphicx}", *map(to_latex, section.numbers)]
+    atomic_files.write_text(section.folder / "tables.tex", "\n\n".join(latex) + "\n")
 
 
-def _folder(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
+def _folder(out: Path, name: str) -> Path:
+    return out / "".join(c if c.isalnum() or c in "_-" else "_" for c in name)
 
 
 def _runs(collected: Collected) -> str:
@@ -56,26 +66,19 @@ def _runs(collected: Collected) -> str:
     return f"{len(runs)} completed runs, made on {', '.join(devices)}."
 
 
-def _section(table: Table) -> str:
-    return f"### {table.title}\n\n{tables.to_markdown(table)}"
+def _markdown(table: Table) -> str:
+    return f"{table.caption}\n\n{to_markdown(table.columns, table.rows, table.is_text)}"
 
 
-def _examples(found: Findings) -> str:
-    """The widest and the narrowest gaps on both sides, and what the target gets wrong."""
+def _excerpts(found: Findings) -> str:
+    """Show the widest and the narrowest gaps on both sides, and failures."""
     kept = [example for example in found.examples if example.kept]
     dropped = [example for example in found.examples if not example.kept]
-    kinds = {
-        "Kept, the widest gaps": kept[:FEW],
-        "Kept, the narrowest gaps": kept[-FEW:],
-        "Kept by no run, the widest gaps": dropped[:FEW],
-        "Kept by no run, the narrowest gaps": dropped[-FEW:],
-    }
     parts = [f"## {found.study.name}"]
-    for kind, few in kinds.items():
-        table = tables.examples(Findings(found.study, (), (), (), tuple(few)))
-        of_all = len(kept if kind.startswith("Kept,") else dropped)
-        parts.append(f"### {kind} ({len(few)} of {of_all})\n\n{tables.to_markdown(table)}")
-    few_failures = Findings(found.study, (), (), found.failures[: 4 * FEW], ())
-    table = tables.failures(few_failures)
-    parts.append(f"### Failures ({len(few_failures.failures)} of {len(found.failures)})\n\n{tables.to_markdown(table)}")
-    return "\n\n".join(parts)
+    for kind, all_of_kind in {"Kept": kept, "Kept by no run": dropped}.items():
+        for gaps, few in {"widest": all_of_kind[:FEW], "narrowest": all_of_kind[-FEW:]}.items():
+            heading = f"### {kind}, the {gaps} gaps ({len(few)} of {len(all_of_kind)})"
+            parts.append(f"{heading}\n\n{_markdown(examples_table(few))}")
+    few_failures = found.failures[: 4 * FEW]
+    heading = f"### Failures ({len(few_failures)} of {len(found.failures)})"
+    return "\n\n".join([*parts, f"{heading}\n\n{_markdown(failures_table(few_failures))}"])

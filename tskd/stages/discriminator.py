@@ -7,7 +7,7 @@ the two sides is repeated until it is as large as the other.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tskd.modules.finetuner import LoraSettings
 from tskd.modules.scorer import NO, YES, Judge
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Expansion, Prompt, Response
-from tskd.stages.train import TrainLora
+from tskd.stages.train import Replay, TrainLora
 
 DRAWS = -1  # the iteration that the synthetic prompts are of: drafts of their own, not those that are to be judged
 
@@ -32,7 +32,7 @@ class TrainedJudge:
 
     base: LanguageModel
     trainer: LightningTrainer
-    folder: Path
+    folder: Path = field(compare=False)
     seed: int
     lora: LoraSettings
     expand: Callable[[Sequence[Prompt], Sequence[Prompt], int], Expansion]
@@ -60,8 +60,13 @@ class TrainedJudge:
                 for prompts, answer in ((real, YES), (synthetic, NO))
                 for prompt in islice(cycle(prompts), size)
             ]
-            TrainLora(self.base, self.trainer, self.folder, self.seed, self.lora).learn(answers, path)
+            self.training.learn(answers, path)
         return judge
+
+    @property
+    def training(self) -> TrainLora:
+        """Return how the base is fine-tuned: with the settings of the target's training, without replay."""
+        return TrainLora(self.base, self.trainer, self.folder, self.seed, self.lora, Replay("none"))
 
     def check_models(self) -> None:
         """Raise ``ModelError`` where the longest private prompt has no room in what is asked. Loads no weights."""

@@ -40,7 +40,7 @@ class Strategy(ABC):
     num_drafts: PositiveInt = 300
     drafts_per_request: PositiveInt = 1
     max_new_tokens: PositiveInt = 128
-    temperature: NonNegativeFloat = 1.0
+    temperature: NonNegativeFloat = 0.9
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_rouge_l: Annotated[float, Field(gt=0, le=1)] | None = None
     held_out: Collection[str] = frozenset()
@@ -174,6 +174,8 @@ class Unprompted(Strategy):
 
     Of the pool it uses contexts alone, so the parent of a new prompt is the one whose context it goes on from.
     """
+
+    temperature: NonNegativeFloat = 1.0
 
     def request(self, shown: Sequence[Prompt], rng: random.Random) -> str:
         return self.writer.template.opening(shown[0].context)

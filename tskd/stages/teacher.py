@@ -8,9 +8,11 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
 
 from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.metrics.accuracy import by_split
@@ -28,11 +30,30 @@ CARD = "card.json"
 
 
 @dataclass(frozen=True)
+class TeacherLora(LoraSettings):
+    """Set the LoRA training of a teacher, whose replay, if it has any, weighs less than a target's.
+
+    The settings name the teacher's folder: another default would hide the teachers that were made before.
+    """
+
+    replay_weight: NonNegativeFloat = 1.0
+
+
+@dataclass(frozen=True)
+class TeacherReplay(Replay):
+    """Choose the texts that a teacher rehearses: by default none. They name its folder too."""
+
+    source: Literal["none", "free", "dropped"] = "none"
+    num_texts: PositiveInt = 512
+    max_new_tokens: PositiveInt = 64
+
+
+@dataclass(frozen=True)
 class Finetuned:
     """How a teacher is made. Its ``seed`` is its own: the seeds of a sweep compare transfers from one teacher."""
 
-    lora: LoraSettings
-    replay: Replay = field(default_factory=Replay)
+    lora: TeacherLora
+    replay: TeacherReplay = TeacherReplay()
     folder: str = "teachers"
     seed: int = 0
 

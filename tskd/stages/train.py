@@ -29,15 +29,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Replay:
-    """What of its own the target rehearses while it learns.
+    """Choose the texts that the target rehearses while it learns.
 
-    ``source`` free: texts that it writes from nothing but its start token (no data; Bansal & Sanghavi 2025);
-    dropped: the prompts that selection dropped, with its own answers; none: no replay, as in the paper.
+    Args:
+        source: free: texts that the target writes from its start token (no data; Bansal & Sanghavi 2025). dropped: the
+            prompts that selection dropped, with the target's own answers. none: no replay, as in the paper.
+        num_texts: How many free texts the target writes, once for all iterations.
+        max_new_tokens: The most tokens of a free text, or of an answer to a dropped prompt.
     """
 
-    source: Literal["none", "free", "dropped"] = "none"
-    num_texts: PositiveInt = 512
-    max_new_tokens: PositiveInt = 64
+    source: Literal["none", "free", "dropped"] = "free"
+    num_texts: PositiveInt = 4096
+    max_new_tokens: PositiveInt = 24
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class TrainLora:
 
     target: LanguageModel
     trainer: LightningTrainer
-    folder: Path
+    folder: Path = field(compare=False)
     seed: int
     lora: LoraSettings
     replay: Replay = Replay()
@@ -175,7 +178,7 @@ class DiffVector:
     base: LanguageModel
     teacher: LanguageModel
     target: LanguageModel
-    folder: Path
+    folder: Path = field(compare=False)
 
     def check_models(self) -> None:
         """Raise ``ConfigError`` where the target has other shapes, or the teacher no adapter. Loads no weights."""

@@ -1,7 +1,8 @@
 """Who writes new prompts: one of the models of a run, another one, or a class of your own named by ``_target_``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from tskd.engines.client import Server
@@ -15,7 +16,7 @@ from tskd.modules.trainer import LightningTrainer
 
 
 class Writer(Protocol):
-    """Goes on from texts. A frozen dataclass, whose fields are what tells its results from another's in the store."""
+    """Goes on from texts. A frozen dataclass, whose fields and code tell its results from another's in the cache."""
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class ServerWriter(Server):
     """A chat model that is asked for new prompts: by the paper's reviews, GPT-4o."""
 
     model: str
+    answers: Path | None = field(default=Path("outputs/.server"), compare=False)
 
     @property
     def name(self) -> str:

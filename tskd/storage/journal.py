@@ -17,7 +17,7 @@ from typing import Any
 
 from tskd.errors import cannot_write
 from tskd.runtime import processes
-from tskd.storage.fingerprint import of_file
+from tskd.storage.fingerprint import hash_file
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Journal:
         files = self.folder.glob(f"{key}.*.ckpt")
         for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
             with suppress(OSError):
-                if of_file(file) == file.suffixes[0][1:]:
+                if hash_file(file) == file.suffixes[0][1:]:
                     return file
         return None
 
@@ -68,7 +68,7 @@ class Journal:
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             old = list(self.folder.glob("*.ckpt"))
-            new = self.folder / f"{key}.{of_file(partial)}.ckpt"
+            new = self.folder / f"{key}.{hash_file(partial)}.ckpt"
             partial.replace(new)
             for file in old:
                 if file != new:

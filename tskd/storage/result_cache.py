@@ -1,12 +1,9 @@
-"""Results by content: what one job has computed, another takes.
+"""Cache results by content: what one job has computed, another takes.
 
-An entry is named by a digest of all that decides it: the stage's settings, the models' weights, the input records, and
-the version of the stage's code below. Thresholds of a sweep so share expansion, answers and scores, and two of them
-that keep the same examples share the training too. Entries are written whole and checked when read: a damaged one is
-computed again.
-
-python -m tskd.store                  # what is in it
-python -m tskd.store --prune 5        # throw the entries away that were longest not used, down to 5 GB
+An entry is named by a digest of all that decides it: the stage's settings and code, the models' weights, the input
+records, and the versions of libraries (``tskd.storage.fingerprint``). Jobs of a sweep that differ in the threshold
+share expansion, answers and scores; if two of them keep the same examples, they share the training too. Entries are
+written whole and checked when they are read: a damaged entry is computed again.
 """
 
 import hashlib
@@ -28,12 +25,18 @@ from pydantic import TypeAdapter, ValidationError
 from tskd.errors import RunFolderError
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Screening
 from tskd.runtime import interrupts
-from tskd.storage.fingerprint import digest, of_adapter
+from tskd.storage.fingerprint import cache_key, hash_adapter
 from tskd.tuneshift import Stages, ask_all
 
 log = logging.getLogger(__name__)
-# Raise one when its results change.
-VERSIONS = {"expand": 2, "screen": 1, "answer": 1, "score": 1, "train": 2, "evaluate": 2}
+RESULTS: dict[str, Any] = {
+    "expand": Expansion,
+    "screen": Screening,
+    "answer": list[Response],
+    "score": list[Scored],
+    "train": Adapter,
+    "evaluate": list[Graded],
+}
 Result = TypeVar("Result")
 
 
@@ -96,25 +99,16 @@ class Store:
             return None
         key = self._key(stage, *content)
         entry, weights = _read(self.folder / f"{key}.json"), self.folder / key
-        if entry is None or (stage == "train" and of_adapter(weights) != entry["files"]):
+        if entry is None or (stage == "train" and hash_adapter(weights) != entry["files"]):
             return None
-        kinds = {
-            "screen": Screening,
-            "expand": Expansion,
-            "answer": list[Response],
-            "score": list[Scored],
-            "evaluate": list[Graded],
-        }
         try:
-            found = _type_adapter(kinds.get(stage, Adapter)).validate_python(entry["result"])
+            found = _type_adapter(RESULTS[stage]).validate_python(entry["result"])
         except ValidationError:
             return None
         return replace(found, path=str(weights)) if stage == "train" else found, entry["seconds"]
 
     def _key(self, stage: str, *content: Any) -> str:
-        if self.folder is None:
-            return ""
-        return f"{stage}-{digest([VERSIONS[stage], content])}"
+        return "" if self.folder is None else f"{stage}-{cache_key([stage, content])}"
 
     def _records(self, kind: Any, key: str, compute: Callable[[], Result]) -> Result:
         if self.folder is None:
@@ -151,7 +145,7 @@ class Store:
         assert self.folder is not None
         file, weights = self.folder / f"{key}.json", self.folder / key
         entry = _read(file)
-        if entry is not None and of_adapter(weights) == entry["files"]:
+        if entry is not None and hash_adapter(weights) == entry["files"]:
             adapter: Adapter = _type_adapter(Adapter).validate_python(entry["result"])
             if not (run_folder / adapter.path).resolve().is_relative_to(run_folder.resolve()):
                 raise RunFolderError(f"The store's {file} would write to {adapter.path!r}; remove that file.")
@@ -172,7 +166,7 @@ class Store:
         except OSError as error:
             log.warning("The store cannot keep %s: %s.", key, error)
         else:
-            _write(file, {"seconds": seconds, "result": asdict(adapter), "files": of_adapter(weights)})
+            _write(file, {"seconds": seconds, "result": asdict(adapter), "files": hash_adapter(weights)})
             self._keep_to_limit()
         return adapter
 

@@ -354,7 +354,7 @@ def test_which_prompts_to_come_have_a_given_answer_cannot_be_planned():
 def test_an_expansion_that_says_nothing_of_its_size_cannot_be_planned():
     cfg = composed()
     with pytest.raises(ConfigError, match="A plan needs an `expansion` that has writer, num_drafts"):
-        plan(cfg | {"expansion": {"_target_": "tests.unit.test_plan.Silent"}, "allow": "tests"})
+        plan(cfg | {"expansion": {"_target_": "tests.unit.config.test_cost_estimate.Silent"}, "allow": "tests"})
 
 
 # Sizes

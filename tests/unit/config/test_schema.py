@@ -33,7 +33,7 @@ OPTIONS = [
         "engine",
         "tracking",
     )
-    for file in sorted((CONF / group).glob("*.yaml"))
+    for file in sorted((CONF / group).glob("[a-z]*.yaml"))
 ]
 EXPERIMENTS = [f"experiment={file.stem}" for file in sorted((CONF / "experiment").glob("*.yaml"))]
 

@@ -19,12 +19,10 @@ from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import encode_prefix, encode_response
 from tskd.models.templates import LIST_MARK, REWRITTEN, Chat, Plain, number_mark
 from tskd.models.weights import LanguageModel, Weights
-from tskd.modules.finetuner import LoraSettings
 from tskd.records import Adapter, Message, Prompt
 from tskd.results import code_benchmarks
 from tskd.results.finished_run import FinishedRun
-from tskd.stages.teacher import Finetuned
-from tskd.stages.train import Replay
+from tskd.stages.teacher import Finetuned, TeacherLora
 from tskd.storage import atomic_files, run_folder
 from tskd.storage.result_cache import Store
 from tskd.tasks.bbh import Bbh
@@ -246,7 +244,7 @@ def test_no_name_leads_out_of_the_output_folder(tmp_path, monkeypatch):
         assert not {"..", "x"} & set(Path(cfg.hydra.run.dir).parts)
 
     task = Bbh(fabricated.write_all(tmp_path / "data"), subset="navigate")
-    made = Finetuned(LoraSettings(), Replay()).folder_for(Checkpoint("../../y", "p"), task)
+    made = Finetuned(TeacherLora()).folder_for(Checkpoint("../../y", "p"), task)
     assert ("teachers", 2) == (made.parts[0], len(made.parts))
     stood_in = OmegaConf.create({"path": "${rehearsal:llama,'../../../z'}"}).path
     assert rehearsal.FOLDER == Path(stood_in).parent

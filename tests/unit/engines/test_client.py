@@ -17,7 +17,7 @@ from tskd.errors import ConfigError, RunFolderError, ServerError
 from tskd.models.generation import Generation, Sampling
 from tskd.records import Prompt
 from tskd.stages.writers import ServerWriter
-from tskd.storage.fingerprint import identity
+from tskd.storage.fingerprint import key_content
 
 KEY = "sk-planted-0123456789"
 
@@ -28,7 +28,8 @@ def without_a_key(monkeypatch):
 
 
 def writer(url, **settings):
-    return ServerWriter(**{"url": url, "model": "m", "backoff": 0.001, "concurrency": 1, "max_retries": 3, **settings})
+    given = {"url": url, "model": "m", "answers": None, "backoff": 0.001, "concurrency": 1, "max_retries": 3}
+    return ServerWriter(**given | settings)
 
 
 def write(asked, texts=("a",), sampling=None, stop=("\n\nPrompt:",)):
@@ -315,7 +316,15 @@ def test_a_key_is_in_the_header_alone(serve, tmp_path, monkeypatch, caplog, fail
     assert {f"Bearer {KEY}"} == {headers["Authorization"] for headers in stub.headers}
     written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     assert (failure is None) == bool(written)
-    seen = [*written, *errors, caplog.text, repr(asked), repr(asked._state), repr(identity(asked)), str(stub.requests)]
+    seen = [
+        *written,
+        *errors,
+        caplog.text,
+        repr(asked),
+        repr(asked._state),
+        repr(key_content(asked)),
+        str(stub.requests),
+    ]
     assert all(KEY not in text for text in seen)
     assert KEY.encode() not in pickle.dumps(asked)
 
@@ -365,6 +374,6 @@ def test_a_key_that_is_not_accepted_is_said_before_any_text_is_sent(serve, monke
 
 def test_what_tells_results_apart_is_the_server_not_how_fast_it_is_asked():
     first, second = writer("https://host/v1"), writer("https://host/v1", concurrency=7, timeout=1.0, token_limit=3)
-    assert identity(first) == identity(second)
-    assert identity(first) != identity(writer("https://host/v1", extra={"top_k": 3}))
-    assert identity(first) != identity(writer("https://host/v1", model="another"))
+    assert key_content(first) == key_content(second)
+    assert key_content(first) != key_content(writer("https://host/v1", extra={"top_k": 3}))
+    assert key_content(first) != key_content(writer("https://host/v1", model="another"))

@@ -45,7 +45,9 @@ def test_a_server_writes_for_the_expansions_that_ask_and_can_be_planned(serve, t
     made = run.stages.expand(run.seeds, run.seeds, 0)
     assert {"new 1", "new 2", "new 3"} == {prompt.text for prompt in made.prompts}
     assert 9 == made.tokens
-    inline = f"expansion.writer={{_target_: tskd.stages.writers.ServerWriter, url: '{stub.url}', model: m}}"
+    inline = (
+        f"expansion.writer={{_target_: tskd.stages.writers.ServerWriter, url: '{stub.url}', model: m, answers: null}}"
+    )
     _, run = built(tmp_path, "expansion=evolve", inline, "expansion.num_drafts=1")
     assert 1 == len(run.stages.expand(run.seeds, run.seeds, 0).prompts)
     assert "Rewrite the prompt below, to " in stub.requests[-1]["messages"][0]["content"]

@@ -19,7 +19,7 @@ from tskd.modules.finetuner import LoraSettings
 from tskd.records import Prompt, Question, Response, Scored
 from tskd.stages.answer import Gold
 from tskd.stages.expand import Private
-from tskd.stages.train import TrainLora
+from tskd.stages.train import Replay, TrainLora
 from tskd.stages.writers import LocalWriter
 from tskd.tasks.atlas import Atlas
 
@@ -268,7 +268,7 @@ def test_gold_answers_are_the_splits_own_and_what_has_none_is_left_out():
 def test_a_small_corpus_is_repeated_in_an_epoch_and_counts_its_own_examples(neox, tmp_path, trainer):
     corpus = [Scored(Response(Prompt(text), "a"), 1.0, 0.5, 2) for text in ("one", "two", "three")]
     lora = LoraSettings(rank=2, epochs=1, batch_size=2)
-    stage = TrainLora(LanguageModel(tiny.weights(neox)), trainer, tmp_path, seed=0, lora=lora, fill_epoch_to=7)
+    stage = TrainLora(LanguageModel(tiny.weights(neox)), trainer, tmp_path, 0, lora, Replay("none"), fill_epoch_to=7)
     assert [*corpus, *corpus, corpus[0]] == stage.epoch(corpus)
     assert [*corpus, *corpus, *corpus] == stage.epoch(corpus * 3)
     adapter = stage(corpus, [], 0)

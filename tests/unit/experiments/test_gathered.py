@@ -4,8 +4,8 @@ import importlib
 import json
 
 import pytest
-from tests.unit.test_published_numbers import EXPERIMENTS, load
 
+from tests.unit.experiments.test_published_numbers import EXPERIMENTS, load
 from tskd.tasks.atlas import Atlas
 
 gather = load(EXPERIMENTS / "gather.py")

@@ -8,7 +8,7 @@ import pytest
 
 from tskd.tasks.atlas import Atlas
 
-SELECTION = Path(__file__).parents[2] / "experiments" / "selection"
+SELECTION = Path(__file__).parents[3] / "experiments" / "selection"
 
 
 @pytest.fixture

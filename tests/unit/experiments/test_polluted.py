@@ -1,9 +1,9 @@
 """The pools that are polluted on purpose are polluted as they are said to be."""
 
 import pytest
-from tests.unit.test_expand import Scribe
-from tests.unit.test_published_numbers import EXPERIMENTS, load
 
+from tests.unit.experiments.test_published_numbers import EXPERIMENTS, load
+from tests.unit.stages.test_expand import Scribe
 from tskd.tasks.atlas import Atlas
 
 Polluted = load(EXPERIMENTS / "polluted.py").Polluted

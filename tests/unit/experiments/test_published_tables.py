@@ -20,7 +20,7 @@ from tskd.tasks.mbpp import Mbpp
 from tskd.tasks.mmlu import Mmlu
 
 CONF = Path(hydra_plugins.folder())
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT.parent / "shared" / "data"
 GSM8K = "translora/gsm8k_llama2_7b_to_gemma_7b"
 BBH = "titok/bbh_mistral_7b_to_mistral_7b"
@@ -183,5 +183,6 @@ def test_the_estimates_lengths_are_those_of_the_published_files():
         examples = task.examples()
         lengths = [(len(each.prompt.text), len(each.answer)) for each in examples]
         prompt, answer = map(fmean, zip(*lengths, strict=True))
-        counted = grid.Texts(len(examples), len(task.questions()), round(prompt), round(answer))
+        held_out = len(task.questions())
+        counted = {"private": len(examples), "held_out": held_out, "prompt": round(prompt), "answer": round(answer)}
         assert grid.TEXTS[name] == counted

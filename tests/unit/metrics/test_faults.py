@@ -14,7 +14,7 @@ from tskd.records import Expansion, Iteration, Prompt, Response, Scored
 from tskd.stages.select.stage import Select
 from tskd.stages.select.subsets import KeepAll, Top
 from tskd.stages.select.thresholds import PplDifference
-from tskd.stages.train import TrainLora
+from tskd.stages.train import Replay, TrainLora
 
 
 def scored(text="an answer", base_nll=2.0, teacher_nll=1.0, finished=True):
@@ -68,8 +68,8 @@ def test_a_short_repetition_or_one_that_ends_is_none(text):
 def test_too_few_examples_are_warned_of_and_end_the_run_where_more_are_asked_for(neox, trainer, tmp_path, caplog):
     target = LanguageModel(tiny.weights(neox))
     lora = LoraSettings(rank=2, epochs=1, batch_size=4)
-    adapter = TrainLora(target, trainer, tmp_path, 0, lora)([scored()] * 3, [], 0)
+    adapter = TrainLora(target, trainer, tmp_path, 0, lora, Replay("none"))([scored()] * 3, [], 0)
     assert 3 == adapter.num_examples
     assert "Only 3 examples were kept, less than one batch (4)" in caplog.text
     with pytest.raises(EmptySelection, match=r"leaves 3 examples to train on, and `training.min_examples` is 5"):
-        TrainLora(target, trainer, tmp_path, 0, lora, min_examples=5)([scored()] * 3, [], 0)
+        TrainLora(target, trainer, tmp_path, 0, lora, Replay("none"), min_examples=5)([scored()] * 3, [], 0)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from tests.unit.test_config import built
 from transformers import AutoModelForCausalLM
 
 from tests import tiny
+from tests.unit.config.test_schema import built
 from tskd.engines.own import generate
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import encode_prefix

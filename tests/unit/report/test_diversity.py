@@ -85,7 +85,9 @@ def test_a_text_longer_than_the_model_is_cut(model):
 def test_a_report_has_the_spread_of_each_arms_prompts_where_a_model_is_named(tmp_path, model):
     write_sweep(tmp_path, thresholds=(0.5, 4), seeds=(0,), targets=["atlas_neox"])
     (study,) = runs.collect([tmp_path]).studies
-    plain, embedded = (tables.of(findings.of(study, embed))[1] for embed in (None, Embedder(str(model))))
+    plain, embedded = (
+        tables.tables_of_findings(findings.analyse_study(study, embed))[1] for embed in (None, Embedder(str(model)))
+    )
     heads = [column.name for column in embedded.columns]
     assert heads == [*(column.name for column in plain.columns), "Vendi score", "mean cosine distance"]
     assert "embedded by tiny" in embedded.caption

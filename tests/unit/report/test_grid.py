@@ -13,9 +13,7 @@ from tskd.tasks.bbh import TASKS
 from tskd.tasks.mmlu import SUBJECTS
 
 CONF = Path(hydra_plugins.folder())
-NAMES = sorted(
-    f"{paper}/{file.stem}" for paper in grid.papers() for file in (CONF / "experiment" / paper).glob("*.yaml")
-)
+NAMES = sorted(f"{paper}/{file.stem}" for paper in grid.PAPERS for file in (CONF / "experiment" / paper).glob("*.yaml"))
 SWEEP = {"bbh": TASKS, "mmlu": SUBJECTS}
 
 
@@ -29,8 +27,8 @@ def composed(name, *overrides):
 def test_the_grid_is_three_pairs_on_four_benchmarks_and_four_pairs_on_two():
     assert 3 * 4 + 4 * 2 == len(NAMES)
     assert {
-        paper: sorted(name.partition("/")[2] for name in NAMES if name.startswith(paper)) for paper in grid.papers()
-    } == {paper: sorted(content["cells"]) for paper, content in grid.papers().items()}
+        paper: sorted(name.partition("/")[2] for name in NAMES if name.startswith(paper)) for paper in grid.PAPERS
+    } == {paper: sorted(content["cells"]) for paper, content in grid.PAPERS.items()}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,11 +17,11 @@ from statsmodels.stats.contingency_tables import mcnemar
 
 from tests.fabricated_runs import write_run, write_sweep
 from tskd.errors import RunFolderError, TskdError
-from tskd.report import check_installed, figures, findings, runs, statistics, tables
-from tskd.report.tables import Column, Table
+from tskd.report import check_installed, figures, findings, runs, statistics, table_writer, tables
+from tskd.report.table_writer import Column, Table
 from tskd.report.write import write
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(sweep):
     (study,) = runs.collect([sweep]).studies
-    return findings.of(study)
+    return findings.analyse_study(study)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def report(sweep, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     write(runs.collect([sweep]), out)
     return out
+
+
+def seeds_of(arm):
+    return tuple(run.seed for run in arm.runs)
 
 
 def rows(file):
@@ -56,7 +60,7 @@ def rows(file):
 def test_runs_are_put_together_by_what_was_overridden_and_their_seeds_are_told_apart(found):
     labels = [f"target={t}, threshold={x}" for t in ("atlas_neox", "smollm2_135m") for x in ("0.5", "4")]
     assert labels == [arm.arm.label for arm in found.arms]
-    assert {(0, 1)} == {arm.arm.seeds for arm in found.arms}
+    assert {(0, 1)} == {seeds_of(arm.arm) for arm in found.arms}
 
 
 def test_an_arm_that_was_left_at_the_default_is_labelled_with_it(tmp_path):
@@ -72,8 +76,16 @@ def test_what_texts_repeat_of_given_ones_is_shown_where_it_was_audited(tmp_path)
         against = {"seeds": {"texts": 100, "with_8_words": 1}, "private text": {"texts": 100, "with_8_words": repeated}}
         (run / "audit.json").write_text(json.dumps({"prompts": against}))
     (study,) = runs.collect([tmp_path]).studies
-    (selection,) = [table for table in tables.of(findings.of(study)) if table.name == "selection"]
-    shown = dict(zip([column.name for column in selection.columns], tables.cells(selection)[0], strict=True))
+    (selection,) = [
+        table for table in tables.tables_of_findings(findings.analyse_study(study)) if table.name == "selection"
+    ]
+    shown = dict(
+        zip(
+            [column.name for column in selection.columns],
+            table_writer.cells(selection.columns, selection.rows)[0],
+            strict=True,
+        )
+    )
     assert shown["prompts that repeat, %"].startswith("20.0 ± 14.1")
     assert "responses that repeat, %" not in shown
 
@@ -82,7 +94,7 @@ def test_a_seed_that_follows_the_runs_is_its_seed_and_one_of_its_own_is_a_settin
     for seed in (0, 1):
         write_run(tmp_path / f"{seed}", [f"seed={seed}"], seed=seed, others={"answer": {"seed": seed}})
     (study,) = runs.collect([tmp_path]).studies
-    assert [(0, 1)] == [arm.seeds for arm in study.arms]
+    assert [(0, 1)] == [seeds_of(arm) for arm in study.arms]
     write_run(tmp_path / "own", ["seed=1", "answer.seed=7"], seed=1, others={"answer": {"seed": 7}})
     (study,) = runs.collect([tmp_path]).studies
     assert 3 == len(study.arms)
@@ -123,7 +135,7 @@ def test_a_run_that_is_damaged_or_unfinished_is_named_with_its_file_and_left_out
     write_run(tmp_path / "good")
     break_it(write_run(tmp_path / "bad", seed=1))
     collection = runs.collect([tmp_path])
-    assert [(0,)] == [arm.seeds for study in collection.studies for arm in study.arms]
+    assert [(0,)] == [seeds_of(arm) for study in collection.studies for arm in study.arms]
     (line,) = collection.left_out
     assert "\n" not in line
     assert re.search(said, line)
@@ -144,7 +156,7 @@ def test_a_run_of_an_earlier_version_counts_with_the_others_and_is_said(tmp_path
     config.write_text("".join(x for x in config.read_text().splitlines(True) if "merge_adapter" not in x))
     (old / "provenance.json").unlink()
     collection = runs.collect([tmp_path])
-    assert [(0, 1)] == [arm.seeds for arm in collection.studies[0].arms]
+    assert [(0, 1)] == [seeds_of(arm) for arm in collection.studies[0].arms]
     assert "is of another version, without `engine.merge_adapter`" in collection.left_out[0]
 
 
@@ -184,7 +196,7 @@ def test_a_metric_that_a_run_lacks_is_the_mean_of_those_that_have_it(tmp_path):
     write_run(tmp_path / "a")
     lacking = write_run(tmp_path / "b", seed=1) / "result.json"
     lacking.write_text(json.dumps({k: v for k, v in json.loads(lacking.read_text()).items() if "general" not in k}))
-    (arm,) = findings.of(runs.collect([tmp_path]).studies[0]).arms
+    (arm,) = findings.analyse_study(runs.collect([tmp_path]).studies[0]).arms
     assert (1, 2) == (arm.metrics["eval/general_accuracy"].n, arm.metrics["eval/accuracy"].n)
 
 
@@ -204,8 +216,8 @@ def test_the_interval_of_a_difference_is_scipys_paired_bootstrap(found):
         n_resamples=9999,
         rng=np.random.default_rng(1),
     ).confidence_interval
-    assert tuple(ours) == pytest.approx(comparison.interval, abs=0.01)
-    assert (first - second).mean() == pytest.approx(comparison.difference)
+    assert tuple(ours) == pytest.approx(comparison.difference.interval, abs=0.01)
+    assert (first - second).mean() == pytest.approx(comparison.difference.mean)
 
 
 def test_mcnemars_test_is_statsmodels_and_the_sign_flips_agree_with_it():
@@ -288,10 +300,10 @@ def test_csv_has_the_numbers_and_their_intervals(found, report):
 
 
 def test_markdown_and_latex_show_the_same_cells_as_the_csv(found):
-    table = tables.of(found)[0]
+    table = tables.tables_of_findings(found)[0]
     cell = f"{100 * found.arms[0].metrics['eval/accuracy'].mean:.1f}"
-    assert f"| {cell} ±" in tables.to_markdown(table)
-    latex = tables.to_latex(table)
+    assert f"| {cell} ±" in table_writer.to_markdown(table.columns, table.rows)
+    latex = table_writer.to_latex(table)
     assert rf"{cell} $\pm$" in latex
     assert r"atlas\_neox," in latex
     assert {len(table.columns) - 1} == {line.count(" & ") for line in latex.splitlines() if line.endswith(r"\\")}
@@ -301,8 +313,8 @@ def test_markdown_and_latex_show_the_same_cells_as_the_csv(found):
 def test_latex_compiles_and_fits_whatever_a_label_holds(found, tmp_path):
     label = "x=[*] \\ & 50 % $ # _ { } ~ ^ < > | ±−–→ Größe "
     hostile = Table("t", f"`{label}`", (Column("a" * 60), Column(label)), ((f"[{label}]", -1), (label * 5, None)))
-    made = [*tables.of(found), hostile]
-    text = "\n".join(map(tables.to_latex, made))
+    made = [*tables.tables_of_findings(found), hostile]
+    text = "\n".join(map(table_writer.to_latex, made))
     head = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
     (tmp_path / "t.tex").write_text(rf"{head}{text}\end{{document}}", encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
@@ -334,7 +346,7 @@ def test_every_figure_is_one_column_wide_and_has_n_and_units(report):
 
 def test_figures_are_drawn_in_greys(found):
     with figures.style():
-        drawn = [draw() for draw in figures.of(found).values()]
+        drawn = [draw() for draw in figures.figures_of(found).values()]
     lines = [line for figure in drawn for axes in figure.axes for line in axes.lines]
     assert len(lines) > 20
     assert all(len(set(to_rgb(line.get_color()))) == 1 for line in lines)
@@ -360,10 +372,10 @@ def test_the_command_says_where_the_private_texts_are_and_an_empty_folder_is_one
 def test_of_very_many_arms_each_is_compared_with_the_first_and_that_is_said(tmp_path):
     for number in range(11):
         write_run(tmp_path / f"{number}", [f"threshold={number}"], threshold=number, questions=20, prompts=5)
-    found = findings.of(runs.collect([tmp_path]).studies[0])
+    found = findings.analyse_study(runs.collect([tmp_path]).studies[0])
     assert {"threshold=0"} == {comparison.first for comparison in found.comparisons}
     assert 10 == len(found.comparisons)
-    assert "the 10 pairs with threshold=0." in tables.of(found)[-1].caption
+    assert "the 10 pairs with threshold=0." in tables.tables_of_findings(found)[-1].caption
 
 
 def test_what_a_report_needs_and_is_not_installed_is_said_in_one_line(monkeypatch):

@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.fabricated_runs import write_run
 from tskd.report import watch
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def shown(*folders):

@@ -22,7 +22,7 @@ from tskd.results import code_benchmarks
 from tskd.results.code_benchmarks import Problem, Problems, Sample
 from tskd.storage import atomic_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECORDED = ROOT / "tests" / "recorded" / "evalplus"
 ROWS = [json.loads(line) for line in (RECORDED / "problems.jsonl").read_text().splitlines()]
 SAMPLES = atomic_files.read_lines(Sample, RECORDED / "samples.jsonl")

@@ -16,11 +16,11 @@ from tskd.report import runs
 from tskd.results import equivalence
 from tskd.results.equivalence import AS_GOOD, BETTER, TOO_THIN, WORSE, Judgement
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def said(folder, margin=2.0):
-    return equivalence.verdict(runs.one(folder), margin, dict)
+    return equivalence.verdict(runs.read_completed_run(folder), margin, dict)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_models_that_differ_often_take_more_questions_than_those_that_differ_sel
 
 def test_a_good_model_may_be_shipped_and_one_that_forgets_may_not(tmp_path):
     good = write_run(tmp_path / "good", level=0.95, questions=2000, prompts=5, forgetting=0)
-    write_lines(good / "evaluation" / "iteration_2.jsonl", runs.one(good).graded["teacher"])
+    write_lines(good / "evaluation" / "iteration_2.jsonl", runs.read_completed_run(good).graded["teacher"])
     assert said(good).startswith("MAY IT BE SHIPPED? Yes, by these questions.")
     assert "NEGATIVE FLIPS\n  none" in said(good)
     forgets = write_run(tmp_path / "forgets", level=1, questions=500, prompts=5, forgetting=0.2)
@@ -81,7 +81,8 @@ def test_a_good_model_may_be_shipped_and_one_that_forgets_may_not(tmp_path):
 def test_a_few_hundred_questions_are_usually_too_thin_at_one_point(tmp_path):
     run = write_run(tmp_path / "run", teacher=0.9, questions=300, prompts=5, forgetting=0)
     write_lines(
-        run / "evaluation" / "iteration_2.jsonl", flipped(runs.one(run).graded["teacher"], {"private 7", "private 9"})
+        run / "evaluation" / "iteration_2.jsonl",
+        flipped(runs.read_completed_run(run).graded["teacher"], {"private 7", "private 9"}),
     )
     text = said(run, margin=1.0)
     assert text.startswith("MAY IT BE SHIPPED? The evidence is too thin to say.")
@@ -96,7 +97,7 @@ def test_each_negative_flip_is_named_with_both_answers(tmp_path):
     run = write_run(tmp_path / "run", teacher=1, questions=50, prompts=5)
     after = flipped(answers(50, 1, 1, random.Random(0)), {"private 3", "general 4"})
     write_lines(run / "evaluation" / "iteration_2.jsonl", after)
-    text = equivalence.verdict(runs.one(run), 2.0, lambda: {"private 3": "Where is the harbour?"})
+    text = equivalence.verdict(runs.read_completed_run(run), 2.0, lambda: {"private 3": "Where is the harbour?"})
     assert (
         "private: the teacher is right, target + adapter is wrong: 1\n    Where is the harbour? · was 'yes', is" in text
     )
@@ -129,11 +130,11 @@ def test_a_run_folder_cannot_have_code_run_for_the_texts_of_its_questions(tmp_pa
     monkeypatch.syspath_prepend(tmp_path)
     task = {"_target_": "stranger.Task", "response_tokens": 8}
     run = write_run(tmp_path / "run", prompts=5, others={"task": task, "allow": "stranger"})
-    assert {} == equivalence.questions(runs.one(run))
+    assert {} == equivalence.questions(runs.read_completed_run(run))
     assert "`task._target_` names stranger.Task, whose code would run" in capsys.readouterr().err
 
 
 def test_the_questions_of_the_embedded_world_are_named_by_their_texts(tmp_path):
-    texts = equivalence.questions(runs.one(write_run(tmp_path / "run", prompts=5)))
+    texts = equivalence.questions(runs.read_completed_run(write_run(tmp_path / "run", prompts=5)))
     assert 232 == len(texts)
     assert "What is the depot code of Keamore?" in texts.values()

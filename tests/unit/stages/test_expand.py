@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, field, replace
 
 import pytest
-from tests.unit.test_config import built, composed
 
 from tests import scripted, tiny
+from tests.unit.config.test_schema import built, composed
 from tskd.config.cost_estimate import Count, Plan
 from tskd.errors import ConfigError, ModelError
 from tskd.models.generation import Generation, before_any
@@ -16,7 +16,7 @@ from tskd.models.weights import LanguageModel, weights_of
 from tskd.records import Message, Prompt
 from tskd.stages.expand import Evolve, FewShot, NumberedList, Unprompted
 from tskd.stages.writers import LocalWriter
-from tskd.storage.fingerprint import identity
+from tskd.storage.fingerprint import key_content
 
 SYSTEM = (Message("system", "s"),)
 TURNS = (*SYSTEM, Message("user", "One?"), Message("assistant", "1"))
@@ -310,12 +310,12 @@ def test_a_writer_that_is_none_is_one_line(tmp_path, writer):
 
 
 def test_writers_are_told_apart_by_their_weights_and_settings(tmp_path):
-    of = {name: identity(built(tmp_path, f"expansion.writer={name}").stages.expand) for name in ("base", "teacher")}
+    of = {name: key_content(built(tmp_path, f"expansion.writer={name}").stages.expand) for name in ("base", "teacher")}
     assert of["base"] != of["teacher"]
-    assert of["base"] == identity(built(tmp_path, f"{CHECKPOINT}=atlas_llama").stages.expand)
-    assert of["base"] != identity(built(tmp_path, "expansion.max_rouge_l=0.7").stages.expand)
+    assert of["base"] == key_content(built(tmp_path, f"{CHECKPOINT}=atlas_llama").stages.expand)
+    assert of["base"] != key_content(built(tmp_path, "expansion.max_rouge_l=0.7").stages.expand)
     scribes = [replace(built(tmp_path).stages.expand, writer=Scribe((draft,), template=None)) for draft in "ab"]
-    assert identity(scribes[0]) != identity(scribes[1])
+    assert key_content(scribes[0]) != key_content(scribes[1])
 
 
 MINE = """

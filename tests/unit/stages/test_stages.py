@@ -34,7 +34,7 @@ def letters(tmp_path_factory):
 
 
 def expand(writer, trainer, *, seen=(), index=0, pool=POOL, **settings):
-    settings = {"seed": 0, "num_drafts": 40, "num_exemplars": 2, "max_new_tokens": 8, **settings}
+    settings = {"seed": 0, "num_drafts": 40, "num_exemplars": 2, "max_new_tokens": 8, "temperature": 1.0, **settings}
     return FewShot(LocalWriter(writer, trainer), **settings)(pool, [*pool, *seen], index)
 
 
@@ -143,7 +143,8 @@ def example(text, answer="a"):
 
 def train(folder, save_to, trainer, **settings):
     lora = LoraSettings(rank=2, epochs=2, batch_size=2, learning_rate=1e-2, replay_weight=5.0)
-    return TrainLora(LanguageModel(tiny.weights(folder)), trainer, save_to, seed=0, lora=lora, **settings)
+    settings = {"seed": 0, "lora": lora, "replay": Replay("none"), **settings}
+    return TrainLora(LanguageModel(tiny.weights(folder)), trainer, save_to, **settings)
 
 
 CORPUS, DROPPED = [example("one"), example("two", "bb")], [example("three"), example("four")]
@@ -185,7 +186,7 @@ def test_replay_changes_what_is_learnt_and_says_what_it_cost(neox, tmp_path, tra
 
 
 def test_replay_of_dropped_prompts_is_none_where_nothing_was_dropped(neox, tmp_path, trainer):
-    for name, replay in (("a", Replay()), ("b", Replay("dropped"))):
+    for name, replay in (("a", Replay("none")), ("b", Replay("dropped"))):
         train(neox, tmp_path / name, trainer, replay=replay)(CORPUS, [], 0)
     assert saved(tmp_path / "a") == saved(tmp_path / "b")
 

@@ -17,15 +17,13 @@ from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.metrics.iteration import iteration_metrics
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
 from tskd.records import Graded, Iteration, Selection
-from tskd.stages.teacher import Finetuned, check_base
-from tskd.stages.train import Replay
+from tskd.stages.teacher import Finetuned, TeacherLora, TeacherReplay, check_base
 from tskd.storage import atomic_files
-from tskd.storage.fingerprint import of_weights
+from tskd.storage.fingerprint import hash_weights
 from tskd.tasks.bbh import Bbh
 
-LORA = LoraSettings(rank=2, epochs=1, learning_rate=1e-2)
+LORA = TeacherLora(rank=2, epochs=1, learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def name(checkpoint=CHECKPOINT, task=None, **settings):
         {"seed": 1},
         {"lora": replace(LORA, epochs=2)},
         {"lora": replace(LORA, target_modules=["q_proj"])},
-        {"replay": Replay("free")},
+        {"replay": TeacherReplay("free")},
     ],
 )
 def test_another_setting_makes_another_teacher(settings, task):
@@ -149,7 +147,7 @@ def test_a_teacher_of_weights_that_the_base_no_longer_has_is_told(llama, task, t
     _, folder = make(recipe(tmp_path), LanguageModel(tiny.weights(place)), task, trainer)
     check_base(str(folder), tiny.weights(place))
     tiny.save_model(place, seed=1)  # fine-tuned further, say
-    of_weights.cache_clear()
+    hash_weights.cache_clear()
     with pytest.raises(ModelError, match="was made of other weights than .*base holds now; move it away") as error:
         check_base(str(folder), tiny.weights(place))
     assert "\n" not in str(error.value)

@@ -25,7 +25,7 @@ from tskd.stages.answer import Answer
 from tskd.stages.screen import Screen
 from tskd.stages.select.thresholds import SeedLikeness, SeedShift
 from tskd.stages.train import TrainLora
-from tskd.storage.fingerprint import digest, identity
+from tskd.storage.fingerprint import cache_key, key_content
 from tskd.storage.result_cache import Store, entries, prune
 from tskd.tuneshift import Stages
 
@@ -178,7 +178,7 @@ def test_evaluations_are_shared_by_model(jobs, llama, adapter):
 
 def test_the_identity_of_a_stage_is_its_settings_and_its_models_contents(llama, adapter, trainer, tmp_path):
     def answer(weights, adapter=adapter, **settings):
-        return identity(Answer(LanguageModel(weights, str(adapter)), trainer, 0, **settings))
+        return key_content(Answer(LanguageModel(weights, str(adapter)), trainer, 0, **settings))
 
     same = answer(tiny.weights(llama))
     assert same == answer(tiny.weights(llama))
@@ -190,7 +190,7 @@ def test_the_identity_of_a_stage_is_its_settings_and_its_models_contents(llama, 
 def test_screens_by_different_rules_do_not_share_their_results(llama, adapter, trainer):
     weights = tiny.weights(llama)
     screen = partial(Screen, LanguageModel(weights), LanguageModel(weights, str(adapter)), trainer)
-    assert digest(screen(by=SeedShift)) == digest(screen(by=SeedShift)) != digest(screen(by=SeedLikeness))
+    assert cache_key(screen(by=SeedShift)) == cache_key(screen(by=SeedShift)) != cache_key(screen(by=SeedLikeness))
 
 
 def test_a_users_own_stage_is_known_by_its_code_and_its_state(tmp_path, monkeypatch):
@@ -200,7 +200,7 @@ def test_a_users_own_stage_is_known_by_its_code_and_its_state(tmp_path, monkeypa
         importlib.invalidate_caches()
         made = importlib.import_module("own_stage").Own()
         vars(made).update(state)
-        return digest([made, made.__call__, type(made)])
+        return cache_key([made, made.__call__, type(made)])
 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -208,13 +208,13 @@ def test_a_users_own_stage_is_known_by_its_code_and_its_state(tmp_path, monkeypa
     assert own(code.format(1)) == own(code.format(1))
     assert own(code.format(1)) != own(code.format(2))
     assert own(code.format(1), temperature=1) != own(code.format(1), temperature=2)
-    assert digest([len]) != digest([max])
+    assert cache_key([len]) != cache_key([max])
 
 
 def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_path):
     def train(folder, max_batch_tokens):
         trainer = LightningTrainer(accelerator="cpu", progress=False, max_batch_tokens=max_batch_tokens)
-        return identity(
+        return key_content(
             TrainLora(LanguageModel(tiny.weights(llama)), trainer, folder, 0, LoraSettings(), log_step=print)
         )
 
@@ -223,7 +223,7 @@ def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_pa
 
 def test_the_engine_decides_where_it_is_not_our_own_loop_as_it_comes(llama, trainer):
     def answer(**settings):
-        return identity(Answer(LanguageModel(tiny.weights(llama)), replace(trainer, **settings), 0))
+        return key_content(Answer(LanguageModel(tiny.weights(llama)), replace(trainer, **settings), 0))
 
     assert answer()["trainer"] == ["cpu", "32-true"] == answer(engine=OwnLoop())["trainer"]
     others = [answer(engine=engine) for engine in (OwnLoop(merge_adapter=True), ContinuousBatching())]

@@ -208,7 +208,7 @@ def test_offline_as_asked_is_no_warning(tmp_path, monkeypatch, caplog):
 # In a process of its own: wandb keeps the server's address for as long as the process lives.
 ELSEWHERE = """
 import pathlib, sys
-from tests.unit.test_tracking import recorded
+from tests.unit.tracking.test_wandb import recorded
 runs = recorded(pathlib.Path(sys.argv[1]), mode=sys.argv[2], timeout=3)
 print([run["id"] for run in runs], sum("eval/accuracy" in row for run in runs for row in run["history"]))
 """
