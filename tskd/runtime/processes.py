@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tskd.errors import ModelError, TskdError
 from tskd.runtime import interrupts
 
-if TYPE_CHECKING or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a single process needs no torch here
+if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
@@ -68,10 +68,13 @@ def launch(main: Callable[[], None]) -> None:
     Raises:
         ModelError: In rank 0, if another process has failed. The message is the first cause.
     """
-    global _store
+    global _store, torch, dist
     if count() == 1:
         main()
         return
+    import torch  # a single process needs none here
+    import torch.distributed as dist
+
     dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
     _store = _connect()
     watch = Thread(target=_watch, args=[_connect()], daemon=True)
