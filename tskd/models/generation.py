@@ -8,15 +8,11 @@ where it cannot speak with one of ``models``, or with a LoRA adapter of ``rank``
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, PositiveInt
 
 from tskd.errors import ConfigError
 from tskd.models.weights import LanguageModel
-
-if TYPE_CHECKING:
-    pass  # which has an engine
 
 
 @dataclass(frozen=True)
