@@ -182,7 +182,7 @@ def _make_teacher(run: Run) -> None:
         folder = Path(str(run.teacher.adapter))
         log.info("There is no teacher in %s yet; it is fine-tuned first.", folder)
         evaluate = partial(run.store.graded, run.evaluator)
-        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, folder)
+        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, folder, engine=run.engine)
         console.teacher(card, folder)
 
 

@@ -43,7 +43,7 @@ def teach(cfg: DictConfig, folder: Path) -> None:
         card = atomic_files.read_json(dict, made / CARD)
     else:
         evaluate = partial(run.store.graded, run.evaluator)  # so that a run with this teacher need not do it again
-        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, made)
+        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, made, engine=run.engine)
     atomic_files.write_json(folder / "result.json", {"eval/accuracy": card["teacher_accuracy"], **card})
     run_folder.RunFolder(folder).close()
     console.teacher(card, made)

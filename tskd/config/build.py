@@ -8,6 +8,7 @@ from typing import Any
 
 from tskd import moved
 from tskd.config import schema, trust
+from tskd.engines.engine import Engine, check_engine
 from tskd.engines.own import OwnLoop
 from tskd.errors import ConfigError
 from tskd.evaluation.answer_metrics import Evaluator, ExactMatch
@@ -16,6 +17,7 @@ from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import check_context, encode_prefix
 from tskd.models.weights import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.resume import ResumableTrainer
 from tskd.modules.scorer import JUDGED, OF_SEEDS, OF_TARGET
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Iteration, Prompt, Question
@@ -59,6 +61,7 @@ class Run:
     stop: Callable[[Sequence[Iteration]], bool]
     train_each_iteration: bool
     trainer: LightningTrainer
+    engine: Engine
     evaluator: Evaluator
     tracking: Wandb
     store: Store
@@ -88,11 +91,10 @@ class Run:
         for stage in (self.stages.screen, self.stages.score, self.stages.train):
             if (check := getattr(stage, "check_models", None)) is not None:
                 yield check
-        if (check := getattr(self.trainer.engine, "check", None)) is not None:
-            made: list[Any] = [] if self.teacher_to_make is None else [self.teacher_to_make]
-            models = [model for role, model in self.models.items() if role != "teacher" or not made]
-            recipes = [each for each in (self.stages.train, *made) if hasattr(each, "lora")]
-            yield partial(check, models, max((recipe.lora.rank for recipe in recipes), default=1))
+        made: list[Any] = [] if self.teacher_to_make is None else [self.teacher_to_make]
+        models = [model for role, model in self.models.items() if role != "teacher" or not made]
+        ranks = [each.lora.rank for each in (self.stages.train, *made) if hasattr(each, "lora")]
+        yield partial(check_engine, self.engine, models, max(ranks, default=1))
         yield self.check_adapter
         readers = {model.weights: model for model in (self.base, self.reference, self.teacher, self.target)}
         yield from (partial(self._check_seeds, model) for model in readers.values())
@@ -135,7 +137,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
     settings = schema.Schema.of(cfg)
     trust.check(cfg, settings.allow)
     secrets.check_no_key(str(cfg))
-    trainer = make_trainer(settings.trainer, settings.engine, RunFolder(folder).journal)
+    trainer = make_trainer(settings.trainer, RunFolder(folder).journal)
+    engine = make_engine(settings.engine, trainer)
     task = make_task(settings.task)
     seeds, questions = task.seed_prompts(), task.questions()
 
@@ -147,7 +150,7 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         reference = LanguageModel(_weights(settings.base_for_scoring, "base_for_scoring", sharded))
     target = LanguageModel(_weights(settings.target, "target", sharded))
 
-    cast = _Cast(base, reference, teacher, target, trainer, task, seeds, folder, settings.seed)
+    cast = _Cast(base, reference, teacher, target, trainer, engine, task, seeds, folder, settings.seed)
     held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
     stages = _stages(settings, cast, held_out, log_step)
     covered = schema.make(Covered, settings.stop, "stop")
@@ -166,7 +169,8 @@ def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None)
         stop=covered if is_auto else never,
         train_each_iteration=bool(settings.training["each_iteration"]),
         trainer=trainer,
-        evaluator=_evaluator(task, questions, trainer, settings.task["response_tokens"]),
+        engine=engine,
+        evaluator=_evaluator(task, questions, trainer, settings.task["response_tokens"], engine),
         tracking=schema.make(Wandb, settings.tracking, "tracking"),
         store=Store(
             None if settings.store in (None, False, "off") else Path(str(settings.store)), settings.store_limit_gb
@@ -185,6 +189,7 @@ class _Cast:
     teacher: LanguageModel
     target: LanguageModel
     trainer: LightningTrainer
+    engine: Engine
     task: Task
     seeds: Sequence[Prompt]
     folder: Path
@@ -208,6 +213,7 @@ def _stages(settings: schema.Schema, cast: _Cast, held_out: frozenset[str], log_
             *("answer", cast.task),
             teacher=cast.teacher,
             trainer=cast.trainer,
+            engine=cast.engine,
             seed=cast.seed,
             max_new_tokens=settings.task["response_tokens"],
         ),
@@ -231,7 +237,7 @@ def _stages(settings: schema.Schema, cast: _Cast, held_out: frozenset[str], log_
 
 def _expand(node: Mapping[str, Any], cast: _Cast, held_out: frozenset[str]) -> Any:
     roles = {"base": cast.base, "teacher": cast.teacher, "target": cast.target}
-    writer = _writer(node.get("writer", "base"), roles, cast.trainer)
+    writer = _writer(node.get("writer", "base"), roles, cast)
     rest = {key: value for key, value in node.items() if key != "writer"}
     return _given(rest, "expansion", cast.task, writer=writer, seed=cast.seed, held_out=held_out)
 
@@ -244,6 +250,7 @@ def _train(node: Mapping[str, Any], cast: _Cast, lora: LoraSettings, objective: 
         "training",
         target=cast.target,
         trainer=cast.trainer,
+        engine=cast.engine,
         folder=cast.folder,
         seed=cast.seed,
         lora=lora,
@@ -267,7 +274,8 @@ def _judge(cast: _Cast, expand: Any, lora: LoraSettings) -> TrainedJudge:
             f"A discriminator learns from synthetic prompts too, and {type(expand).__name__} writes none; choose "
             f"another `expansion`, or another `selection`."
         )
-    synthesise = replace(expand, writer=LocalWriter(cast.base, cast.trainer))  # the source model, as in Trans-LoRA
+    writer = LocalWriter(cast.base, cast.trainer, cast.engine)  # the source model, as in Trans-LoRA
+    synthesise = replace(expand, writer=writer)
     told = (cast.base, cast.trainer, cast.folder, cast.seed, lora, synthesise, cast.seeds, private)
     return TrainedJudge(*told, of_task.label)
 
@@ -291,19 +299,22 @@ def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
         )
 
 
-def make_trainer(
-    node: Mapping[str, Any], engine: Mapping[str, Any] | None, journal: Path | None = None
-) -> LightningTrainer:
-    """The trainer, which generates with ``engine``; with our own loop where there is none."""
-    made = None if engine is None else _make(engine, "engine")
-    noted = None if journal is None else Journal(journal)
-    trainer = schema.make(LightningTrainer, node, "trainer", engine=made, journal=noted)
-    if trainer.sharded and not isinstance(made, OwnLoop | None):
+def make_trainer(node: Mapping[str, Any], journal: Path | None = None) -> LightningTrainer:
+    """Make the trainer, which keeps in the folder ``journal`` how far it is; without one, nowhere."""
+    if journal is None:
+        return schema.make(LightningTrainer, node, "trainer")
+    return schema.make(ResumableTrainer, node, "trainer", journal=Journal(journal))
+
+
+def make_engine(node: Mapping[str, Any] | None, trainer: LightningTrainer) -> Engine:
+    """Make the engine: our own loop, if ``node`` names none. Raises ``ConfigError`` if ``trainer`` rules it out."""
+    engine: Engine = OwnLoop() if node is None else _make(node, "engine")
+    if trainer.sharded and not isinstance(engine, OwnLoop):
         raise ConfigError(
-            f"`trainer=fsdp` shares out each layer over the processes, and {type(made).__name__} generates in one of "
+            f"`trainer=fsdp` shares out each layer over the processes, and {type(engine).__name__} generates in one of "
             f"them; set `engine=own`."
         )
-    return trainer
+    return engine
 
 
 def make_task(node: Mapping[str, Any]) -> Task:
@@ -330,11 +341,13 @@ def _objective(node: Any) -> Any:
     return None if node is None else _make(node, "training.objective")
 
 
-def _evaluator(task: Task, questions: Sequence[Question], trainer: LightningTrainer, max_new_tokens: int) -> Evaluator:
+def _evaluator(
+    task: Task, questions: Sequence[Question], trainer: LightningTrainer, max_new_tokens: int, engine: Engine
+) -> Evaluator:
     """The field's own harness for a public benchmark, exact match for anything else."""
     if isinstance(task, Benchmark):
-        return HarnessEvaluator(task, questions, trainer, max_new_tokens)
-    return ExactMatch(task, questions, trainer, max_new_tokens)
+        return HarnessEvaluator(task, questions, trainer, max_new_tokens, engine)
+    return ExactMatch(task, questions, trainer, max_new_tokens, engine)
 
 
 def _weights(node: Mapping[str, Any], where: str, sharded: bool) -> Weights:
@@ -361,21 +374,20 @@ def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[Langua
     return LanguageModel(base, str(folder)), None if recipe.is_made(folder) else recipe
 
 
-def _writer(node: Any, roles: Mapping[str, LanguageModel], trainer: LightningTrainer) -> Writer:
+def _writer(node: Any, roles: Mapping[str, LanguageModel], cast: _Cast) -> Writer:
     """Who writes new prompts: the model of a role, another checkpoint, or what a ``_target_`` names."""
     if isinstance(node, Mapping) and "_target_" in node:
         writer: Writer = _make(node, "expansion.writer")
         return writer
     if isinstance(node, Mapping) and "checkpoint" in node:
-        return LocalWriter(
-            LanguageModel(_weights(node, "expansion.writer", roles["base"].weights.checkpoint.sharded)), trainer
-        )
+        model = LanguageModel(_weights(node, "expansion.writer", cast.base.weights.checkpoint.sharded))
+        return LocalWriter(model, cast.trainer, cast.engine)
     if not isinstance(node, str) or node not in roles:
         raise ConfigError(
             f"`expansion.writer` is {node!r}; use one of {', '.join(roles)}, or choose another model with "
             f"`model@expansion.writer.checkpoint=`."
         )
-    return LocalWriter(roles[node], trainer)
+    return LocalWriter(roles[node], cast.trainer, cast.engine)
 
 
 def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:

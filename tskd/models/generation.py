@@ -1,22 +1,13 @@
-"""What is asked of an engine that generates text, and what it gives: all that a new one has to know.
-
-An engine is a frozen dataclass in a file of its own, and a YAML in ``conf/engine`` that names it. It may have
-``check(models, rank)`` too, which is called before any weights are loaded: it raises ``ConfigError`` or ``ModelError``
-where it cannot speak with one of ``models``, or with a LoRA adapter of ``rank``.
-"""
+"""What an engine that generates text is asked, and what it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pydantic import NonNegativeFloat, PositiveInt
 
 from tskd.errors import ConfigError
 from tskd.models.weights import LanguageModel
-
-if TYPE_CHECKING:
-    pass  # which has an engine
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tskd.engines.own import OwnLoop
 from tskd.errors import ConfigError, ModelError, TskdError
 from tskd.stages.coverage import Covered
 from tskd.storage import atomic_files
+from tskd.storage.fingerprint import cache_key
 from tskd.tuneshift import never
 
 CONF = Path(hydra_plugins.folder())
@@ -136,12 +137,19 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, sai
 
 
 def test_every_stage_generates_with_the_engine_that_is_set(tmp_path):
-    assert built(tmp_path).trainer.engine == OwnLoop()
+    assert built(tmp_path).engine == OwnLoop()
     made = built(tmp_path, "engine=continuous_batching")
     users = (made, made.stages.expand.writer, made.stages.answer, made.stages.train, made.evaluator)
-    assert {ContinuousBatching()} == {user.trainer.engine for user in users}
+    assert {ContinuousBatching()} == {user.engine for user in users}
     without = {key: value for key, value in composed().items() if key != "engine"}  # a run of before it could be set
-    assert experiment.build(without, tmp_path).trainer.engine is None
+    assert experiment.build(without, tmp_path).engine == OwnLoop()
+
+
+def test_an_engine_is_part_of_the_key_of_texts_and_not_of_scores(tmp_path):
+    own, paged = (built(tmp_path, *given).stages for given in ([], ["engine=continuous_batching"]))
+    assert cache_key(own.score) == cache_key(paged.score)
+    for stage in ("expand", "answer", "train"):
+        assert cache_key(getattr(own, stage)) != cache_key(getattr(paged, stage))
 
 
 @pytest.mark.parametrize(
