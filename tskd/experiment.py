@@ -1,15 +1,9 @@
-"""Run TuneShift-KD from the command line: compose, build the stages, consume the iterations.
-
-python -m tskd.run                                      # the embedded world
-python -m tskd.run -m threshold=0.5,1.0 target=llama3   # a sweep
-python -m tskd.run resume=outputs/…                     # go on with a stopped run
-python -m tskd.run … resume=auto                        # with the newest of this configuration, or begin one
-python -m tskd.run sweep.resume=outputs/…               # with the jobs of a sweep that are not completed
-"""
+"""From one configuration to one result: prepare the run, evaluate the baselines, iterate, finish."""
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +16,13 @@ from tskd.errors import ConfigError, NothingToLearn
 from tskd.metrics.accuracy import Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics.iteration import Row, iteration_metrics
 from tskd.models.weights import LanguageModel
+from tskd.modules.finetuner import StepLog
 from tskd.records import PRIVATE, Iteration, Selection
 from tskd.runtime import interrupts
 from tskd.stages.coverage import Covered, coverage
 from tskd.stages.select.stage import shown
 from tskd.stages.select.subsets import AtMost
+from tskd.stages.teacher import CARD
 from tskd.storage import atomic_files, run_folder
 from tskd.tasks import Benchmark, Task
 from tskd.tracking import console
@@ -34,16 +30,47 @@ from tskd.tracking.wandb import Tracker
 from tskd.tuneshift import tuneshift
 
 log = logging.getLogger(__name__)
-OBJECTIVE = "eval/accuracy"  # conf/hydra/sweeper/search.yaml and experiments/wandb_sweep.yaml say the same
 
 
 def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Row:
-    """One run from its resolved configuration to its result, going on from what ``folder`` already holds."""
+    """Run one resolved configuration to its result.
+
+    Go on from what ``folder`` already holds: finished iterations, stages and evaluations are not repeated.
+
+    Args:
+        cfg: the resolved configuration.
+        folder: where records, adapters and the result are written.
+        group: the name that tracking gives to the runs of one sweep.
+        job_type: how tracking calls this run, ``run`` or ``sweep-job``.
+
+    Returns:
+        The row of metrics that ``result.json`` holds.
+
+    Raises:
+        TskdError: if the configuration, a model or the folder cannot be used, or if no adapter was trained.
+    """
     files = run_folder.RunFolder(folder)
 
     def log_step(step: int, loss: float) -> None:
         tracker.step(len(files.rows()), step, loss)  # only called while training, when the tracker is open
 
+    run = prepare(cfg, folder, log_step)
+    with _open_tracker(run, cfg, folder, group, job_type) as tracker:
+        run = replace(run, evaluator=run.evaluator.answered_by(run.teacher))
+        before = baselines(run, files)
+        history = iterate(run, files, tracker, before)
+        result = run_metrics(run.task, history, files.rows(), before)
+        atomic_files.write_json(folder / "result.json", result)
+        tracker.finish_with(result)
+    finish(run, files, history[-1], before, result)
+    return result
+
+
+def prepare(cfg: dict[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
+    """Build the run, check it, and make its teacher if there is none yet.
+
+    Write ``config.yaml`` once the models are known to load, and ``provenance.json`` once the teacher exists.
+    """
     _check_is_the_same(cfg, folder)
     run = build(cfg, folder, log_step)
     interrupts.after(run.settings.max_hours)
@@ -52,59 +79,92 @@ def job(cfg: dict[str, Any], folder: Path, group: str, job_type: str) -> Row:
     console.header(_header(run))
     for line in run.advice():
         log.warning(line)
-    _make_teacher(run)
+    if run.teacher_to_make is not None and isinstance(run.task, Benchmark):
+        log.info("There is no teacher in %s yet; it is fine-tuned first.", run.teacher.adapter)
+        console.teacher(_teacher_card(run), Path(str(run.teacher.adapter)))
     atomic_files.write_json(folder / "provenance.json", provenance.of(run))
-    with _open_tracker(run, cfg, folder, group, job_type) as tracker:
-        evaluator = run.evaluator.answered_by(run.teacher)
+    return run
 
-        def accuracy(model: LanguageModel, name: str) -> dict[str, Accuracy]:
-            if not evaluator.questions:
-                return {}
-            return by_split(files.graded(name, lambda: run.store.graded(evaluator, model)))
 
-        voices = {"base": run.base, "teacher": run.teacher, "target before": run.target}
-        before = {voice: accuracy(model, voice.split()[0]) for voice, model in voices.items()}
-        after: dict[str, Accuracy] = {}
-        history = files.history()
-        for past, finished in zip(history, files.rows(), strict=True):
-            console.iteration(past.index, finished)
-            tracker.iteration(past.index, finished, past.scored, _kept_ids(past))  # what it was told before is skipped
+def baselines(run: Run, files: run_folder.RunFolder) -> dict[str, dict[str, Accuracy]]:
+    """Evaluate base, teacher and untouched target. Return each one's accuracies, by voice and split."""
+    voices = {"base": run.base, "teacher": run.teacher, "target before": run.target}
+    return {voice: _accuracy(run, files, model, voice.split()[0]) for voice, model in voices.items()}
+
+
+def iterate(
+    run: Run, files: run_folder.RunFolder, tracker: Tracker, before: Mapping[str, Mapping[str, Accuracy]]
+) -> list[Iteration]:
+    """Run the iterations that are not finished yet. Write, track and show a row of metrics for each.
+
+    Returns:
+        All iterations, the finished ones first; the last one has an adapter.
+
+    Raises:
+        NothingToLearn: if the run ends without an adapter.
+    """
+    history = files.history()
+    for past, finished in zip(history, files.rows(), strict=True):
+        console.iteration(past.index, finished)
+        tracker.iteration(past.index, finished, past.scored, _kept_ids(past))  # the tracker skips what it has logged
+    started, reused = time.monotonic(), run.store.reused_seconds
+    for iteration in tuneshift(
+        run.seeds,
+        files.recording(run.store.sharing(run.stages, files.path)),
+        iterations=run.iterations,
+        stop=run.stop,
+        train_each_iteration=run.train_each_iteration,
+        history=history,
+    ):
+        history.append(iteration)
+        row = iteration_metrics(iteration, [run.task.is_private(e.response.prompt) for e in iteration.scored])
+        row["prompts/coverage"] = coverage(history)
+        if iteration.adapter is not None:
+            row |= evaluation_metrics(before, _tuned_accuracy(run, files, iteration))
+        row["cost/seconds"] = time.monotonic() - started
+        row["cost/reused_seconds"] = run.store.reused_seconds - reused
         started, reused = time.monotonic(), run.store.reused_seconds
-        iterations = tuneshift(
-            run.seeds,
-            files.recording(run.store.sharing(run.stages, folder)),
-            iterations=run.iterations,
-            stop=run.stop,
-            train_each_iteration=run.train_each_iteration,
-            history=history,
-        )
-        for iteration in iterations:
-            history.append(iteration)
-            row: Row = iteration_metrics(
-                iteration, [run.task.is_private(example.response.prompt) for example in iteration.scored]
-            )
-            row["prompts/coverage"] = coverage(history)
-            if iteration.adapter is not None:
-                after = accuracy(_tuned(run, folder, iteration), f"iteration_{iteration.index}")
-                row |= evaluation_metrics(before, after)
-            row["cost/seconds"] = time.monotonic() - started
-            row["cost/reused_seconds"] = run.store.reused_seconds - reused
-            started, reused = time.monotonic(), run.store.reused_seconds
-            files.add_row({"iteration": iteration.index, **row})
-            tracker.iteration(iteration.index, row, iteration.scored, _kept_ids(iteration))
-            if iteration.adapter is not None:
-                tracker.adapter(iteration.index, folder / iteration.adapter.path)
-            console.iteration(iteration.index, row)
-        if not history or history[-1].adapter is None:
-            raise NothingToLearn(f"The run in {folder} has ended without an adapter.")
-        result = run_metrics(run.task, history, files.rows(), before)
-        atomic_files.write_json(folder / "result.json", result)
-        tracker.finish_with(result)
-    after = after or accuracy(_tuned(run, folder, history[-1]), f"iteration_{history[-1].index}")
-    accuracies = {**before, "target after": after} if after else {}
+        files.add_row({"iteration": iteration.index, **row})
+        tracker.iteration(iteration.index, row, iteration.scored, _kept_ids(iteration))
+        if iteration.adapter is not None:
+            tracker.adapter(iteration.index, files.path / iteration.adapter.path)
+        console.iteration(iteration.index, row)
+    if not history or history[-1].adapter is None:
+        raise NothingToLearn(f"The run in {files.path} has ended without an adapter.")
+    return history
+
+
+def finish(
+    run: Run,
+    files: run_folder.RunFolder,
+    last: Iteration,
+    before: Mapping[str, Mapping[str, Accuracy]],
+    result: Row,
+) -> None:
+    """Remove the journal, and show the accuracies before and after, the gain, and where everything is."""
+    assert last.adapter is not None
+    after = _tuned_accuracy(run, files, last)
     files.close()
-    console.outcome(accuracies, result, folder, history[-1].adapter.path)
-    return result
+    console.outcome({**before, "target after": after} if after else {}, result, files.path, last.adapter.path)
+
+
+def teach(cfg: dict[str, Any], folder: Path) -> None:
+    """Make the teacher that ``cfg`` describes, or find it made. Its card is the result in ``folder``.
+
+    Raises:
+        TskdError: if ``cfg`` describes a teacher that is not made here, or its base cannot be used.
+    """
+    run = build(cfg, folder)
+    interrupts.after(run.settings.max_hours)
+    if not isinstance(run.task, Benchmark) or "lora" not in run.settings.teacher:
+        raise ConfigError("`tskd.teach` makes the teacher that `teacher=finetuned` describes; leave it at that.")
+    run.base.weights.check_loadable()
+    run.check_adapter()
+    made = Path(str(run.teacher.adapter))
+    card = atomic_files.read_json(dict, made / CARD) if run.teacher_to_make is None else _teacher_card(run)
+    atomic_files.write_json(folder / "result.json", {"eval/accuracy": card["teacher_accuracy"], **card})
+    run_folder.RunFolder(folder).close()
+    console.teacher(card, made)
 
 
 def evaluation_metrics(before: Mapping[str, Mapping[str, Accuracy]], after: Mapping[str, Accuracy]) -> Row:
@@ -177,22 +237,30 @@ def _open_tracker(run: Run, cfg: dict[str, Any], folder: Path, group: str, job_t
     )
 
 
-def _make_teacher(run: Run) -> None:
-    if run.teacher_to_make is not None and isinstance(run.task, Benchmark):
-        folder = Path(str(run.teacher.adapter))
-        log.info("There is no teacher in %s yet; it is fine-tuned first.", folder)
-        evaluate = partial(run.store.graded, run.evaluator)
-        card = run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, folder, engine=run.engine)
-        console.teacher(card, folder)
+def _teacher_card(run: Run) -> dict[str, Any]:
+    """Fine-tune the teacher of a run that has none yet, and return its card."""
+    assert run.teacher_to_make is not None
+    assert isinstance(run.task, Benchmark)
+    evaluate = partial(run.store.graded, run.evaluator)  # so that a later run need not evaluate it again
+    folder = Path(str(run.teacher.adapter))
+    return run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, folder, engine=run.engine)
+
+
+def _accuracy(run: Run, files: run_folder.RunFolder, model: LanguageModel, name: str) -> dict[str, Accuracy]:
+    """Return the accuracy of ``model`` by split, from the answers called ``name``; empty without questions."""
+    if not run.evaluator.questions:
+        return {}
+    return by_split(files.graded(name, lambda: run.store.graded(run.evaluator, model)))
+
+
+def _tuned_accuracy(run: Run, files: run_folder.RunFolder, iteration: Iteration) -> dict[str, Accuracy]:
+    assert iteration.adapter is not None
+    tuned = LanguageModel(run.target.weights, str(files.path / iteration.adapter.path))
+    return _accuracy(run, files, tuned, f"iteration_{iteration.index}")
 
 
 def _kept_ids(iteration: Iteration) -> set[str]:
     return {example.response.prompt.id for example in iteration.selection.kept}
-
-
-def _tuned(run: Run, folder: Path, iteration: Iteration) -> LanguageModel:
-    assert iteration.adapter is not None
-    return LanguageModel(run.target.weights, str(folder / iteration.adapter.path))
 
 
 def _rule(rule: Any) -> str:

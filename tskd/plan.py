@@ -8,78 +8,30 @@ import sys
 
 import hydra
 from omegaconf import DictConfig
-from rich.table import Table
 
-from tskd.config import hydra_plugins
-from tskd.config.cost_estimate import LIGHTER, Plan, _seconds, plan
-from tskd.config.hydra_plugins import leaving_nothing
-from tskd.config.saved import resolved
+from tskd.config import hydra_plugins, saved
 from tskd.errors import TskdError
-from tskd.models.memory import machine
-from tskd.tracking.console import bold, console, number, shown_bytes
 
 failed: list[str] = []  # why runs that this process has planned cannot come to their end
 
 
-def show(plan: Plan) -> None:
-    """The models, a table of the work, and what it comes to."""
-    run = plan.run
-    console.print(bold("Plan"), " ≤: at most, where texts are not written yet; memory and times are estimates")
-    for role, model in run.models.items():
-        checkpoint, size = model.weights.checkpoint, plan.sizes.get(model.weights)
-        kind = checkpoint.dtype if checkpoint.quantization == "none" else checkpoint.quantization
-        taken = size and f"{size.parameters:,} parameters, {shown_bytes(size.weights)}"
-        said = f"{checkpoint.name} ({checkpoint.path}), {kind}, {taken or 'not on this machine'}"
-        if model.adapter is not None:
-            lacks = size is not None and model not in plan.here
-            note = ", to be made first" if run.teacher_to_make else ", not on this machine" if lacks else ""
-            said = f"base + {model.adapter}{note}"
-        console.print(f"  {role:<10} {said}")
-
-    table = Table(box=None, padding=(0, 0, 0, 2))
-    for column in ("", "", "texts", "tokens read", "generated", "memory", "time"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    times = [plan.estimate(work) for work in plan.work]
-    for work, estimate in zip(plan.work, times, strict=True):
-        reads = "?" if work.reads is None else str(work.reads)
-        time = "no rate yet" if estimate is None else f"≤ {_seconds(estimate)}"
-        time = time if work.seconds is None else f"stored, {_seconds(work.seconds)}"
-        name, memory = f"{work.stage} {work.models}", shown_bytes(work.memory)
-        table.add_row(number(work.iteration, "d"), name, str(work.items), reads, str(work.writes), memory, time)
-    console.print(table)
-
-    stored = [work.seconds for work in plan.work if work.seconds is not None]
-    todo = {work: time for work, time in zip(plan.work, times, strict=True) if work.seconds is None}
-    known = [time for time in todo.values() if time is not None]
-    console.print(f"  stored     {len(stored)} of {len(plan.work)} results, which took {_seconds(sum(stored))}")
-    if known:
-        console.print(f"  to make    {len(known)} in about {_seconds(sum(known))} at most, at the rate of those stored")
-    if len(known) < len(todo):
-        console.print(f"  to make    {len(todo) - len(known)} of which no rate is known yet: none like them is stored")
-    device, there = machine(run.trainer.device)
-    lack = f"; {LIGHTER}" if (plan.memory or 0) > there else ""
-    console.print(f"  memory     {shown_bytes(plan.memory)} needed, and {device} has {shown_bytes(there)}{lack}")
-    for line in run.advice() if plan.has_all else []:
-        console.print(f"  advice     {line}")
-    if plan.end is not None:
-        console.print(" ", bold("will fail"), f" {plan.end}")
-
-
 @hydra.main(version_base="1.3", config_path=hydra_plugins.folder(), config_name="plan")
 def _hydra_job(cfg: DictConfig) -> None:
+    from tskd.config import cost_estimate, plan_table  # here, because they load torch
+
     try:
-        made = plan(resolved(cfg))
+        plan = cost_estimate.plan(saved.resolved(cfg))
     except TskdError as error:
         print(error, file=sys.stderr)  # and the next job of a sweep is planned
         failed.append(str(error))
     else:
-        show(made)
-        failed.extend([made.end] if made.end is not None else [])
+        plan_table.show(plan)
+        failed.extend([plan.end] if plan.end is not None else [])
 
 
 def main() -> None:
     failed.clear()
-    with leaving_nothing("plan"):
+    with hydra_plugins.leaving_nothing("plan"):
         _hydra_job()
     if failed:
         raise SystemExit(1)

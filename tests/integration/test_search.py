@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from tskd.config import hydra_plugins
-from tskd.experiment import OBJECTIVE
+from tskd.config.sweeps import OBJECTIVE
 from tskd.metrics.iteration import METRICS
 
 pytestmark = pytest.mark.slow

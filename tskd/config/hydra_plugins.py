@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +71,9 @@ ROOM = 1 << 16  # bytes, more than Hydra writes before the job begins
 class JobStatus(Callback):
     """Notes the folder before Hydra makes it, so that a folder that cannot be written is one line, not a traceback."""
 
+    def __init__(self) -> None:
+        survive_full_disk()  # Hydra makes a callback in each process of a command
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         _open(config, Path(config.hydra.run.dir), "hydra.run.dir")
 
@@ -91,7 +94,19 @@ class JobStatus(Callback):
             _check_room(Path(config.hydra.sweep.dir), "hydra.sweep.dir")
 
 
-def keep_files_private(config: DictConfig) -> None:
+def survive_full_disk() -> None:
+    """Keep logging from printing a traceback for each line that it cannot write."""
+    logging.raiseExceptions = False
+
+
+def begin_without_hydra(config: Mapping[str, Any]) -> None:
+    """Set this process up for a job as Hydra does, with its log on the terminal alone."""
+    keep_files_private(config)
+    survive_full_disk()
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S")
+
+
+def keep_files_private(config: Mapping[str, Any] | DictConfig) -> None:
     """Let what this process and those that it starts write be readable by its owner alone, where that is set."""
     if config.get("private_files"):
         os.umask(0o077)

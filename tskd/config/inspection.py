@@ -19,11 +19,12 @@ import torch
 from huggingface_hub import constants, get_token
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tskd.config import experimental, hydra_plugins, trust
+from tskd.config import experimental, hydra_plugins, saved, trust
 from tskd.config.build import Run, build, make_task
 from tskd.config.cost_estimate import LIGHTER, plan, unplannable
 from tskd.errors import ModelError, TskdError, one_line
@@ -86,6 +87,23 @@ def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
         if "target" in here:
             found.hold(lambda: sizes.append(_adapter_bytes(run)))
     _of_disk({"hydra.run.dir": place, "store": Path(str(cfg.get("store") or "."))}, sizes[-1], found)
+    return found
+
+
+def findings_of_job(cfg: DictConfig) -> Findings:
+    """Return what is wrong with the configuration that Hydra composed, required settings that are missing included."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    groups = {key.partition(".")[0] for key in missing}
+    overridden = HydraConfig.get().overrides.hydra
+    place = Path(HydraConfig.get().run.dir) if any(each.startswith("hydra.run.dir=") for each in overridden) else None
+    found = Findings()
+    try:
+        settings = saved.resolved(cfg, is_whole=False)
+        rest = {name: node for name, node in settings.items() if name not in groups}
+        found = findings(rest, place or Path("outputs"))
+    except TskdError as error:
+        found.problems += map(str, error.args)
+    found.problems[:0] = [f"`{key}` is missing; set it on the command line." for key in missing]
     return found
 
 

@@ -5,8 +5,6 @@ import platform
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from tskd.config.build import Run
 from tskd.tasks import Benchmark
 
@@ -15,6 +13,8 @@ PACKAGES = ("tskd", "torch", "transformers", "peft", "pytorch-lightning", "lm-ev
 
 def of(run: Run) -> dict[str, Any]:
     """For ``provenance.json``. Nothing in it tells whose machine it is, or where."""
+    import torch
+
     device = run.trainer.device
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -1,6 +1,6 @@
 """The configuration of a run, as it was saved, and how it differs from another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tskd.errors import ConfigError, RunFolderError
+from tskd.runtime import processes
 
 FREE = ("allow", "max_hours", "trainer.devices")  # settings of which a run may have others when it goes on
 
@@ -32,6 +33,29 @@ def of_run(folder: Path, *needed: str) -> DictConfig:
     if lacking or not isinstance(loaded, DictConfig):
         raise RunFolderError(f"{file} has no {', '.join(lacking)}; take the file as the run has written it.")
     return loaded
+
+
+def to_resume(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the resolved configuration with which the run in ``folder`` goes on.
+
+    Raises:
+        ConfigError: if one of ``overrides`` contradicts it.
+        RunFolderError: if there is no run in ``folder``.
+    """
+    stored = of_run(folder)
+    OmegaConf.update(stored, "trainer.devices", processes.count())  # what several processes began, one may end
+    for override in overrides:
+        key, _, value = override.partition("=")
+        given = OmegaConf.create({"value": OmegaConf.from_dotlist([f"value={value}"])["value"]})["value"]
+        found = OmegaConf.select(stored, key.lstrip("+"))
+        if key in FREE:
+            OmegaConf.update(stored, key, given)
+        elif isinstance(found, DictConfig) or found != given:
+            raise ConfigError(f"`{override}` contradicts the run in {folder}, where {key} is {found}; leave it out.")
+    cfg: Any = OmegaConf.to_container(stored, resolve=True, throw_on_missing=True)
+    if not any(override.startswith("allow=") for override in overrides):
+        cfg["allow"] = []  # the folder may have come from elsewhere
+    return cfg  # type: ignore[no-any-return]
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:

@@ -1,28 +1,31 @@
 """The jobs of a sweep: where they are, how each one ended, and how one that did not is found again."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml  # type: ignore[import-untyped]
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tskd.config import hydra_plugins, saved
 from tskd.config.hydra_plugins import _place
 from tskd.config.saved import resolved
 from tskd.errors import ConfigError, RunFolderError
-from tskd.storage import status
+from tskd.storage import atomic_files, status
 from tskd.storage.status import _claim, _read, completed
 from tskd.tracking import console
 
 log = logging.getLogger(__name__)
-logging.raiseExceptions = False  # a log file on a full disk would print a traceback for each line
+OBJECTIVE = "eval/accuracy"  # conf/hydra/sweeper/search.yaml and experiments/wandb_sweep.yaml say the same
 
 
 def newest_unfinished(runs: Path, cfg: Mapping[str, Any]) -> Path | None:
@@ -95,7 +98,7 @@ def _as_written(node: Any) -> Any:
 
 
 def _rank(job: tuple[str, dict[str, Any], dict[str, Any]]) -> tuple[bool, float]:
-    accuracy = job[2].get("eval/accuracy")
+    accuracy = job[2].get(OBJECTIVE)
     return accuracy is None, -(accuracy or 0.0)
 
 
@@ -140,8 +143,38 @@ def _newest_unfinished(overrides: Sequence[str]) -> Path | None:
         return None  # the run that begins then says what is wrong
 
 
-def exit_with_status() -> None:
-    """Show the table of a sweep, and leave with an exit code that tells whether every job was completed."""
+def run_job(cfg: DictConfig, job: Callable[[dict[str, Any], Path, str, str], Mapping[str, Any]]) -> float | None:
+    """Run the job that Hydra has started, or read its result if an earlier start of the sweep completed it.
+
+    Args:
+        cfg: the configuration that Hydra composed.
+        job: takes the resolved configuration, the folder, the group and the type of the job; returns its result.
+
+    Returns:
+        What a search maximises, or None if the result has no accuracy.
+    """
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
+    if is_sweep and completed(folder):
+        log.info("%s was completed before.", folder.name)
+        return atomic_files.read_json(dict, folder / "result.json").get(OBJECTIVE)
+    group = Path(hydra_config.sweep.dir if is_sweep else folder).resolve().name
+    kind = "sweep-job" if is_sweep else "run"
+    result = status.with_status(folder, lambda: job(resolved(cfg, is_sweep), folder, group, kind))
+    return None if result is None else result.get(OBJECTIVE)
+
+
+def exit_with_status(hydra_job: Callable[[], Any]) -> None:
+    """Run what ``hydra.main`` made, show a sweep's table, and exit with 1 unless every job was completed."""
+    try:
+        hydra_job()
+    except SystemExit:
+        all_completed()
+        raise
+    except KeyboardInterrupt:  # while this process waits for jobs that a launcher has sent to Slurm; they go on there
+        all_completed()
+        raise SystemExit(128 + signal.SIGINT) from None
     if not all_completed():
         raise SystemExit(1)
 

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
-
 from tskd.errors import ConfigError, ModelError, one_line
 
 ZOO = "zoo://"  # checkpoints shipped with the package
 _LOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 _SECOND_COPY = ["original/*", "consolidated*"]  # the same weights in their makers' own format (Llama 3, Mistral)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,8 @@ def is_here(path: str, find: Callable[[], Path]) -> bool:
     try:
         find()
     except ModelError as error:
+        from huggingface_hub.errors import HFValidationError
+
         if not is_hub_id(path) or isinstance(error.__cause__, HFValidationError):
             raise
         return False
@@ -96,6 +94,9 @@ def local_folder(path: str, what: str, revision: str | None = None, gated: bool 
         return folder
     if not is_hub_id(path):
         raise ModelError(f"There is no folder {folder} for {what}; give a folder, or a hub id like `owner/name`.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=_LOADED, ignore_patterns=_SECOND_COPY))
     except RevisionNotFoundError as error:

@@ -2,27 +2,30 @@
 
 import gc
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM
 
-from tskd.models.checkpoint import DTYPES, Checkpoint
-from tskd.models.logprobs import CHUNK
+from tskd.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 
-def available_memory(device: torch.device) -> int:
+def available_memory(device: "torch.device") -> int:
     """Bytes that can still be had, on a GPU without what torch holds in reserve."""
+    import torch
+
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
     return int(psutil.virtual_memory().available)
 
 
-def machine(device: torch.device) -> tuple[str, int]:
+def machine(device: "torch.device") -> tuple[str, int]:
     """What computes, and its memory in bytes."""
+    import torch
+
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return properties.name, properties.total_memory
@@ -31,6 +34,8 @@ def machine(device: torch.device) -> tuple[str, int]:
 
 def free_memory() -> None:
     """Give back what nothing refers to any more, to the device too."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -54,8 +59,12 @@ class Size:
     @classmethod
     def of(cls, checkpoint: Checkpoint, config: Any) -> "Size":
         """``config`` is the model's own, as transformers reads it."""
+        import torch
+        from torch import nn
+        from transformers import AutoModelForCausalLM
+
         text = config.get_text_config()
-        dtype: Any = config.dtype if checkpoint.dtype == "auto" else DTYPES[checkpoint.dtype]
+        dtype: Any = config.dtype if checkpoint.dtype == "auto" else getattr(torch, checkpoint.dtype)
         width = (dtype or torch.float32).itemsize
         with torch.device("meta"):
             bare: Any = AutoModelForCausalLM.from_config(config)
@@ -74,6 +83,8 @@ class Size:
 
         Where it generates, the cache comes to it, and sampling copies the logits of each row in double precision.
         """
+        from tskd.models.logprobs import CHUNK
+
         rows = max(1, min(texts, max_tokens // max(1, longest)))
         tokens = rows * longest
         if generates:
@@ -85,6 +96,8 @@ class Size:
 
         The activations of all layers are kept for the backward pass, or of each what enters it where it ``recomputes``.
         """
+        from tskd.models.logprobs import CHUNK
+
         tokens = max(1, min(texts, max_tokens // max(1, longest))) * longest
         kept = self.layers * self.layer // (34 if recomputes else 1)
         return tokens * (self.layer + kept) + 16 * CHUNK * self.vocabulary

@@ -1,8 +1,5 @@
 """Compare two checkpoints without loading weights: tokenizers and shapes."""
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from tskd.models.weights import Weights
 
 # What tokenizers that share a vocabulary may still cut differently: spaces, digits, code, scripts, odd characters.
@@ -39,6 +36,9 @@ def different_shapes(one: Weights, other: Weights) -> str:
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(weights.config)
     ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd.errors import ConfigError
+from tskd.models.libraries import quiet_libraries
 
 log = logging.getLogger(__name__)
 FOLDER = Path("outputs", ".rehearsal")
@@ -44,6 +45,8 @@ def stand_in(architecture: str, name: str) -> str:
 def _make(architecture: str, seed: int, folder: Path) -> None:
     import torch
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    quiet_libraries()
 
     if architecture not in CONFIG_MAPPING:
         raise ConfigError(

@@ -6,48 +6,26 @@ adapter that speaks, or none: base and teacher, or the target before and after, 
 
 import copy
 import json
-import logging
 import re
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
-import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
-from transformers.utils import is_bitsandbytes_available
-from transformers.utils.logging import disable_progress_bar
-
 from tskd.errors import ModelError, one_line
-from tskd.models.checkpoint import DTYPES, Checkpoint, adapter_folder, local_folder
+from tskd.models.checkpoint import Checkpoint, adapter_folder, local_folder
+from tskd.models.libraries import quiet_libraries
 from tskd.models.memory import Size, free_memory
-from tskd.models.networks import check_logits, make_head_input_contiguous, shard
 from tskd.models.templates import Template, template_for
 from tskd.storage.fingerprint import hash_adapter, hash_weights
 
-disable_progress_bar()  # a bar for each load, over in a moment, between the lines that matter
-logging.getLogger("transformers").setLevel(logging.ERROR)
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for each layer of each pass, on how it multiplies
-# PEFT reads a transformers attribute that transformers 5 has renamed.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-# Checked with both names by `check_adapter`, before anything is loaded.
-warnings.filterwarnings("ignore", message=".*base_model_name_or_path.*was renamed.*")
-# On saving, PEFT looks the base up on the hub, which need not know its name; no vocabulary is changed here.
-warnings.filterwarnings("ignore", message=".*will assume that the vocabulary was not modified.*")
-
-# torch has no public way to ask; where there are none it takes a slow path of its own (measured in experiments/bench).
-_HALVES: Mapping[Any, Callable[[], bool]] = {
-    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-}
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig, PeftModel
+    from transformers import BitsAndBytesConfig, GenerationConfig
 
 
 class Weights:
@@ -80,6 +58,9 @@ class Weights:
 
     @cached_property
     def config(self) -> Any:
+        from transformers import AutoConfig
+
+        quiet_libraries()
         try:
             # Said each time, for by default transformers asks on the terminal whether to run a checkpoint's code.
             return AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
@@ -88,14 +69,19 @@ class Weights:
 
     @cached_property
     def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        quiet_libraries()
         try:
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"Tokenizer of {self.checkpoint.name!r} at {self.folder}: {one_line(error)}") from error
 
     @cached_property
-    def generation_config(self) -> GenerationConfig:
+    def generation_config(self) -> "GenerationConfig":
         """What the checkpoint says of generation, if only in its configuration; it is read without the weights."""
+        from transformers import GenerationConfig
+
         try:
             return GenerationConfig.from_pretrained(self.folder)
         except OSError:
@@ -108,13 +94,19 @@ class Weights:
     @cached_property
     def model(self) -> Any:
         """The model in evaluation mode, frozen; a ``PeftModel`` once an adapter has been attached."""
+        import torch
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        from tskd.models.networks import check_logits, make_head_input_contiguous, shard
+
         self.check_loadable()
         try:
             # A prediction pass runs in inference mode; tensors made in it could never be trained beside.
             with torch.inference_mode(False):
                 model = AutoModelForCausalLM.from_pretrained(
                     self.folder,
-                    dtype=DTYPES[self.checkpoint.dtype],
+                    dtype=self.checkpoint.dtype,
                     attn_implementation=self.checkpoint.attention,
                     device_map=self.checkpoint.device_map,
                     quantization_config=self._quantization(),
@@ -151,11 +143,20 @@ class Weights:
     @property
     def dtype(self) -> Any:
         """The data type that the weights are loaded in."""
-        return self.config.dtype if self.checkpoint.dtype == "auto" else DTYPES[self.checkpoint.dtype]
+        import torch
 
-    def emulated_on(self, device: torch.device) -> str | None:
+        return self.config.dtype if self.checkpoint.dtype == "auto" else getattr(torch, self.checkpoint.dtype)
+
+    def emulated_on(self, device: "torch.device") -> str | None:
         """The data type that the model is in, where ``device`` is a CPU that has no instructions to multiply in it."""
-        has_instructions = _HALVES.get(self.dtype)
+        import torch
+
+        # torch has no public way to ask; without instructions it takes a slow path (measured in experiments/bench).
+        cpu: Any = torch.ops.mkldnn
+        has_instructions = {
+            torch.bfloat16: cpu._is_mkldnn_bf16_supported,
+            torch.float16: cpu._is_mkldnn_fp16_supported,
+        }.get(self.dtype)
         if device.type != "cpu" or has_instructions is None or self.checkpoint.quantization != "none":
             return None
         return None if has_instructions() else str(self.dtype).removeprefix("torch.")
@@ -171,6 +172,8 @@ class Weights:
 
         ``merged``: a copy with the adapter added into its weights, which is kept for as long as the adapter.
         """
+        from peft import PeftModel
+
         if adapter is None:
             if isinstance(self.model, PeftModel):
                 with self.model.disable_adapter():
@@ -182,8 +185,11 @@ class Weights:
             self._attach(adapter)
         yield self._merged if merged else self.model
 
-    def fresh_adapter(self, config: LoraConfig, seed: int) -> PeftModel:
+    def fresh_adapter(self, config: "LoraConfig", seed: int) -> "PeftModel":
         """The model with a new adapter in the slot, initialised from ``seed`` alone and ready to be trained."""
+        import torch
+        from peft import get_peft_model
+
         self._detach()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -200,6 +206,9 @@ class Weights:
 
     def check_loadable(self) -> None:
         """Raise ``ModelError`` where the checkpoint cannot be found, read or quantised. Loads no weights."""
+        import torch
+        from transformers.utils import is_bitsandbytes_available
+
         checkpoint = self.checkpoint
         if checkpoint.quantization != "none" and not is_bitsandbytes_available():
             raise ModelError(
@@ -219,6 +228,8 @@ class Weights:
 
     def _check_files(self) -> None:
         """That all weights are there, as safetensors and whole; read are the heads of the files alone."""
+        from safetensors import SafetensorError, safe_open
+
         index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
         names = {single.name}
         if not single.is_file() and index.is_file():
@@ -240,6 +251,11 @@ class Weights:
 
     def check_adapter(self, adapter: str, same_base: bool = True) -> None:
         """Raise ``ModelError`` unless ``adapter`` fits, by name, layers and shapes. Loads no weights."""
+        import torch
+        from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+        from safetensors import SafetensorError, safe_open
+        from transformers import AutoModelForCausalLM
+
         self.check_loadable()
         folder = adapter_folder(adapter)
         try:
@@ -294,9 +310,11 @@ class Weights:
         self._attached = None
         free_memory()
 
-    def _quantization(self) -> BitsAndBytesConfig | None:
+    def _quantization(self) -> "BitsAndBytesConfig | None":
         if self.checkpoint.quantization == "none":
             return None
+        from transformers import BitsAndBytesConfig
+
         if self.checkpoint.quantization == "8bit":
             return BitsAndBytesConfig(load_in_8bit=True)
         # As in QLoRA (Dettmers et al. 2023, arXiv 2305.14314, section 3), and computed in the model's own data type.
@@ -308,6 +326,9 @@ class Weights:
         )
 
     def _attach(self, adapter: str) -> None:
+        import torch
+        from peft import PeftModel
+
         self._detach()
         folder = str(adapter_folder(adapter))
         with torch.inference_mode(False):  # for the reason given where the model is loaded
@@ -316,6 +337,9 @@ class Weights:
 
     @cached_property
     def _merged(self) -> Any:
+        from peft.tuners.lora import LoraLayer
+        from torch import nn
+
         # In the model itself this could not be undone: in bf16, what is added and subtracted again leaves a trace.
         model = copy.deepcopy(self.model)
         model.get_base_model().config.tie_word_embeddings = False
@@ -325,6 +349,8 @@ class Weights:
         return model.merge_and_unload()
 
     def _detach(self) -> None:
+        from peft import PeftModel
+
         self.__dict__.pop("_merged", None)
         if isinstance(self.model, PeftModel):
             self.model = self.model.unload()

@@ -7,7 +7,6 @@ import time
 from itertools import takewhile
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 claimed: int | None = None  # the number, for torch, of the GPU that this process has claimed
@@ -18,6 +17,8 @@ def names() -> list[str]:
     """The GPUs that this process sees, in torch's order, by what ``CUDA_VISIBLE_DEVICES`` calls them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
+        import torch
+
         return [str(number) for number in range(torch.cuda.device_count())]
     return list(takewhile(lambda name: name and name != "-1", map(str.strip, visible.split(","))))
 
@@ -40,6 +41,8 @@ def claim() -> str | None:
             except Timeout:
                 continue
             claimed, _held = number, lock
+            import torch
+
             if torch.cuda.is_available():
                 torch.cuda.set_device(number)
             break

@@ -110,6 +110,15 @@ def sweep(jobs: Sequence[tuple[str, Row, Row]], folder: Path) -> None:
     console.print(f"all jobs: {folder}")
 
 
+def findings(problems: Sequence[str], notes: Sequence[str]) -> None:
+    """Print a line for each problem and each note that a check has found."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems" if problems else "nothing wrong"
+    console.print(bold("Check"), f" {count}")
+    for kind, lines in (("problem", problems), ("note", notes)):
+        for line in lines:
+            console.print(f"  {kind:<10} {line}")
+
+
 def bold(words: str) -> Text:
     return Text.assemble((words, "bold"))
 

@@ -241,7 +241,7 @@ def hub(monkeypatch, tmp_path):
         assert constants.HF_HUB_OFFLINE
         raise LocalEntryNotFoundError("not in the cache")
 
-    monkeypatch.setattr("tskd.models.checkpoint.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield
     assert not constants.HF_HUB_OFFLINE

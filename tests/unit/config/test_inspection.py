@@ -12,7 +12,6 @@ from tests import tiny
 from tskd import check
 from tskd.config import hydra_plugins, inspection, saved, schema
 from tskd.config.inspection import findings
-from tskd.models import weights
 
 SMALL = [
     "iterations=1",
@@ -90,7 +89,9 @@ def test_all_of_them_are_said_at_once(tmp_path):
 def test_a_type_that_this_cpu_has_no_instructions_for_is_noted_with_what_is_faster(tmp_path, monkeypatch):
     halves = ("base.checkpoint.dtype=bfloat16", "target.checkpoint.dtype=float16", "trainer.accelerator=cpu")
     for has_instructions, said in ((True, 0), (False, 1)):
-        monkeypatch.setattr(weights, "_HALVES", dict.fromkeys(weights._HALVES, lambda has=has_instructions: has))
+        for half in ("bf16", "fp16"):
+            ask = f"_is_mkldnn_{half}_supported"
+            monkeypatch.setattr(torch.ops.mkldnn, ask, lambda has=has_instructions: has)
         notes = [note for note in found(tmp_path, *halves).notes if "instructions" in note]
         assert said == len(notes)
         assert not [note for note in found(tmp_path).notes if "instructions" in note]  # all is float32 there

@@ -182,7 +182,7 @@ def from_the_hub(monkeypatch, kind, **facts):
     def answer(*_, **__):
         raise kind("40x Client Error.\n\nCannot access it.", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr("tskd.models.checkpoint.snapshot_download", answer)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
     with pytest.raises(ModelError) as error:
         _ = Weights(Checkpoint("m", "owner/name", **facts)).folder
     assert "\n" not in str(error.value)
@@ -233,7 +233,7 @@ def test_a_folder_has_no_commit(llama):
 def test_a_quantised_model_without_bitsandbytes_names_the_extra_before_anything_loads(
     monkeypatch, llama, adapter, quantization
 ):
-    monkeypatch.setattr("tskd.models.weights.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: False)
     weights = Weights(Checkpoint("m", str(llama), quantization=quantization))
     for check in (weights.check_loadable, lambda: weights.check_adapter(str(adapter)), lambda: weights.model):
         with pytest.raises(ModelError, match=rf"quantization '{quantization}'.*pip install 'tskd\[quantization\]'"):
@@ -242,7 +242,7 @@ def test_a_quantised_model_without_bitsandbytes_names_the_extra_before_anything_
 
 
 def test_four_bits_are_refused_on_a_cpu(monkeypatch, llama):
-    monkeypatch.setattr("tskd.models.weights.is_bitsandbytes_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.is_bitsandbytes_available", lambda: True)
     with pytest.raises(ModelError, match="'4bit', which a CPU does not compute faithfully; use a GPU, or set"):
         Weights(Checkpoint("m", str(llama), quantization="4bit", device_map="cpu")).check_loadable()
 
