@@ -1,5 +1,6 @@
 """The configuration: every option composes and can be built, and what is wrong is said before anything loads."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 
 from tests import tiny
 from tskd import experiment
-from tskd.config import hydra_plugins
+from tskd.config import hydra_plugins, schema
 from tskd.engines.continuous_batching import ContinuousBatching
 from tskd.engines.own import OwnLoop
 from tskd.errors import ConfigError, ModelError, TskdError
@@ -234,6 +235,29 @@ def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeyp
     assert ("KeepNone", 0.3) == (type(made.stages.select.rule).__name__, made.stages.select.rule.threshold)
     with pytest.raises(ConfigError, match="which is no dataclass"):
         built(tmp_path, "selection._target_=my_rules.Bare", "allow=[other,my_rules]")
+
+
+def test_only_the_types_of_what_is_set_need_be_known(tmp_path, monkeypatch):
+    (tmp_path / "my_kinds.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n"
+        "    from nowhere import Model\n"
+        "@dataclass(frozen=True)\n"
+        "class Base:\n"
+        "    model: Model\n"
+        "    size: int\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Base):\n"
+        "    name: str = 'mine'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("my_kinds").Mine
+    assert kind(model=None, size=3) == schema.make(kind, {"size": "3"}, "x", model=None)
+    with pytest.raises(ConfigError, match="`x.size` is 'big': .*`x.name` is 1: .*`x.model` is missing") as error:
+        schema.make(kind, {"size": "big", "name": 1}, "x")
+    assert len(error.value.args) == 3
 
 
 def test_an_adapter_for_fewer_layers_is_refused(tmp_path):
