@@ -13,6 +13,7 @@ TskdError
     └── EmptySelection     selection kept no response
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -74,3 +75,8 @@ def cannot_write(what: Any, error: Exception) -> RunFolderError:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def merged(errors: Sequence[TskdError]) -> TskdError:
+    """Return one error with the lines of all ``errors``, of the class of the first."""
+    return type(errors[0])(*dict.fromkeys(line for error in errors for line in error.args))

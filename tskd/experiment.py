@@ -242,7 +242,8 @@ def _teacher_card(run: Run) -> dict[str, Any]:
     assert run.teacher_to_make is not None
     assert isinstance(run.task, Benchmark)
     evaluate = partial(run.store.graded, run.evaluator)  # so that a later run need not evaluate it again
-    return run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, Path(str(run.teacher.adapter)))
+    folder = Path(str(run.teacher.adapter))
+    return run.teacher_to_make.make(run.base, run.task, evaluate, run.trainer, folder, engine=run.engine)
 
 
 def _accuracy(run: Run, files: run_folder.RunFolder, model: LanguageModel, name: str) -> dict[str, Accuracy]:

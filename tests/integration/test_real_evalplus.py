@@ -84,12 +84,12 @@ def printed(folder, environment):
 
 
 def test_the_four_voices_are_base_and_target_without_and_with_their_adapters(folder):
-    models, trainer = code_benchmarks.models_of(FinishedRun.read(folder))
+    models, made = code_benchmarks.models_of(FinishedRun.read(folder))
     assert list(VOICES) == list(models)
     adapters = [None, folder.parent / "teacher", None, folder / "iteration_0" / "adapter"]
     assert adapters == [model.adapter and Path(model.adapter) for model in models.values()]
     assert ["m", "m", "t", "t"] == [model.name for model in models.values()]
-    assert 1 == trainer.devices
+    assert 1 == made.trainer.devices
 
 
 @needs_evalplus

@@ -14,6 +14,7 @@ from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import encode_prefix
 from tskd.models.generation import Ending, Generation, Request, Sampling
 from tskd.models.weights import LanguageModel, Weights
+from tskd.modules.resume import ResumableTrainer
 from tskd.modules.trainer import LightningTrainer
 from tskd.runtime import processes
 from tskd.storage.journal import Journal
@@ -31,17 +32,17 @@ def alphabet(tmp_path_factory):
 
 @pytest.fixture(params=[OwnLoop, ContinuousBatching])
 def by_engine(request):
-    return LightningTrainer("cpu", progress=False, engine=request.param())
+    return LightningTrainer("cpu", progress=False), request.param()
 
 
 @pytest.fixture
 def paged(trainer):
-    return replace(trainer, engine=ContinuousBatching())
+    return trainer, ContinuousBatching()
 
 
-def written(model, texts, trainer, max_new_tokens=8, temperature=0.0, stop=(), top_p=1.0):
+def written(model, texts, by, max_new_tokens=8, temperature=0.0, stop=(), top_p=1.0):
     requests = [Request(encode_prefix(model, text), str(n)) for n, text in enumerate(texts)]
-    return generate(model, requests, Sampling(max_new_tokens, temperature, top_p), trainer, stop=stop)
+    return generate(model, requests, Sampling(max_new_tokens, temperature, top_p), *by, stop=stop)
 
 
 @pytest.mark.parametrize(
@@ -66,14 +67,14 @@ def test_an_end_token_ends_a_text_and_the_texts_come_in_the_order_of_the_request
 
 
 def test_no_requests_give_no_texts(alphabet, by_engine):
-    assert [] == generate(alphabet, [], Sampling(), by_engine)
+    assert [] == generate(alphabet, [], Sampling(), *by_engine)
 
 
 def test_a_request_may_fill_the_context_and_no_more(alphabet, by_engine):
     token = alphabet.tokenizer.convert_tokens_to_ids("a")
-    assert 12 == generate(alphabet, [Request((token,) * 500)], Sampling(12), by_engine)[0].tokens
+    assert 12 == generate(alphabet, [Request((token,) * 500)], Sampling(12), *by_engine)[0].tokens
     with pytest.raises(ModelError, match="needs 513 tokens, and m has room for 512"):
-        generate(alphabet, [Request((token,) * 501)], Sampling(12), by_engine)
+        generate(alphabet, [Request((token,) * 501)], Sampling(12), *by_engine)
 
 
 def test_any_token_that_the_model_holds_possible_may_be_sampled(alphabet, by_engine):
@@ -84,25 +85,25 @@ def test_any_token_that_the_model_holds_possible_may_be_sampled(alphabet, by_eng
 @pytest.mark.parametrize("kind", ["llama", "neox"])
 def test_paged_greedy_texts_are_those_of_our_own_loop(kind, request, trainer, paged):
     model = LanguageModel(tiny.weights(request.getfixturevalue(kind)))
-    assert written(model, TEXTS, trainer) == written(model, TEXTS, paged)
+    assert written(model, TEXTS, [trainer]) == written(model, TEXTS, paged)
 
 
-def test_a_cache_smaller_than_all_texts_changes_none(llama, trainer, paged, monkeypatch):
+def test_a_cache_smaller_than_all_texts_changes_none(llama, trainer, monkeypatch):
     model = LanguageModel(tiny.weights(llama))
-    paged = replace(paged, max_batch_tokens=1)
+    paged = replace(trainer, max_batch_tokens=1), ContinuousBatching()
     monkeypatch.setattr("tskd.engines.continuous_batching.SPARE_PAGES", 1)
-    assert written(model, TEXTS, trainer, 40) == written(model, TEXTS, paged, 40)
+    assert written(model, TEXTS, [trainer], 40) == written(model, TEXTS, paged, 40)
 
 
 @pytest.mark.parametrize("attention", [None, "eager"])
 def test_base_and_teacher_take_turns_on_one_set_of_weights(llama, adapter, trainer, paged, attention):
     weights = Weights(Checkpoint("m", str(llama), dtype="float32", attention=attention))
     base, teacher = LanguageModel(weights), LanguageModel(weights, str(adapter))
-    expected = {model: written(model, TEXTS, trainer) for model in (base, teacher)}
+    expected = {model: written(model, TEXTS, [trainer]) for model in (base, teacher)}
     assert expected[base] != expected[teacher]
     for model in (teacher, base):
         assert expected[model] == written(model, TEXTS, paged)
-        assert expected[model] == written(model, TEXTS, trainer)  # what it did to the model, it undid
+        assert expected[model] == written(model, TEXTS, [trainer])  # what it did to the model, it undid
 
 
 def test_one_call_samples_the_same_again_and_leaves_other_random_numbers_alone(llama, paged):
@@ -128,7 +129,8 @@ def test_a_broken_off_call_goes_on_to_the_same_texts(llama, paged, tmp_path, mon
     limit = None
     whole = written(model, TEXTS, paged, temperature=temperature)
     ended.clear()
-    limit, noting = 2, replace(paged, journal=Journal(tmp_path))
+    noting = ResumableTrainer("cpu", progress=False, journal=Journal(tmp_path)), ContinuousBatching()
+    limit = 2
     with pytest.raises(KeyboardInterrupt):
         written(model, TEXTS, noting, temperature=temperature)
     limit = None

@@ -12,6 +12,7 @@ from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel
 from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
 from tskd.modules.generator import Generator
+from tskd.modules.resume import ResumableTrainer
 from tskd.modules.scorer import Scorer, score
 from tskd.records import Prompt, Response
 from tskd.storage.journal import Journal
@@ -44,9 +45,13 @@ def breaking(monkeypatch):
     return breaking
 
 
+def resumable(folder, **settings):
+    return ResumableTrainer(accelerator="cpu", progress=False, journal=Journal(folder), **settings)
+
+
 @pytest.fixture
-def noting(trainer, tmp_path):
-    return replace(trainer, max_batch_tokens=64, journal=Journal(tmp_path / "journal"))
+def noting(tmp_path):
+    return resumable(tmp_path / "journal", max_batch_tokens=64)
 
 
 def written(llama, trainer):
@@ -61,12 +66,12 @@ def scored(llama, adapter, trainer):
 
 @pytest.mark.parametrize("at", [0, 1, 3])
 @pytest.mark.parametrize("kind", [Generator, Scorer])
-def test_a_pass_goes_on_after_the_last_batch_that_was_finished(llama, adapter, noting, breaking, kind, at):
+def test_a_pass_goes_on_after_the_last_batch_that_was_finished(llama, adapter, trainer, noting, breaking, kind, at):
     def work(trainer):
         return written(llama, trainer) if kind is Generator else scored(llama, adapter, trainer)
 
     batches = breaking(kind, "compute", None)
-    whole = work(replace(noting, journal=None))
+    whole = work(replace(trainer, max_batch_tokens=64))
     assert len(batches) > 3
     before = breaking(kind, "compute", at)
     with pytest.raises(BrokenOff):
@@ -103,10 +108,10 @@ def test_what_was_noted_is_taken_for_nothing_else(llama, neox, noting, breaking)
         assert computed
 
 
-def test_a_journal_that_cannot_be_written_stops_the_pass_in_one_line(llama, trainer, tmp_path):
+def test_a_journal_that_cannot_be_written_stops_the_pass_in_one_line(llama, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderError, match=r"Cannot write .*file.*go on with `resume=`"):
-        written(llama, replace(trainer, journal=Journal(tmp_path / "file")))
+        written(llama, resumable(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("replay_loss", ["kl", "nll"])
@@ -116,14 +121,14 @@ def test_a_training_goes_on_after_its_last_epoch(neox, trainer, tmp_path, breaki
         rank=2, epochs=3, batch_size=3, dropout=0.1, learning_rate=1e-2, replay_loss=replay_loss, replay_weight=1.0
     )
 
-    def trained(name, journal):
+    def trained(name, trainer):
         weights = tiny.weights(neox)
         texts = [encode_response(LanguageModel(weights), r.prompt, r.text, finished=True) for r in RESPONSES]
         told = finetune(
             weights,
             texts,
             settings,
-            replace(trainer, max_batch_tokens=2048, journal=journal),
+            trainer,
             tmp_path / name,
             seed=0,
             key="k",
@@ -133,18 +138,18 @@ def test_a_training_goes_on_after_its_last_epoch(neox, trainer, tmp_path, breaki
         return told, (tmp_path / name / "adapter_model.safetensors").read_bytes()
 
     logged = []
-    whole = trained("whole", None)
-    journal = Journal(tmp_path / "journal")
+    whole = trained("whole", replace(trainer, max_batch_tokens=2048))
+    noting = resumable(tmp_path / "journal", max_batch_tokens=2048)
     breaking(Finetuner, "accumulate", at)
     with pytest.raises(BrokenOff):
-        trained("other", journal)
+        trained("other", noting)
     logged.clear()
     steps = breaking(Finetuner, "accumulate", None)
-    assert whole == trained("other", journal)
+    assert whole == trained("other", noting)
     assert logged == list(range(at - at % 3, 9)) == [at - at % 3 + step for step in range(len(steps))]
-    assert 1 == len(list(journal.folder.iterdir()))
+    assert 1 == len(list(noting.journal.folder.iterdir()))
     breaking(Finetuner, "accumulate", 0)  # of one that is over, nothing is done again
-    assert whole == trained("again", journal)
+    assert whole == trained("again", noting)
 
 
 def test_a_damaged_checkpoint_is_not_taken(tmp_path):

@@ -1,21 +1,24 @@
 """From a resolved configuration to the objects that it names, checked against each other. Loads no weights."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tskd import moved
 from tskd.config import schema, trust
+from tskd.config.hydra_plugins import shipped
+from tskd.engines.engine import Engine, check_engine
 from tskd.engines.own import OwnLoop
-from tskd.errors import ConfigError
+from tskd.errors import ConfigError, TskdError, merged
 from tskd.evaluation.answer_metrics import Evaluator, ExactMatch
 from tskd.evaluation.lm_harness import HarnessEvaluator
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import check_context, encode_prefix
 from tskd.models.weights import LanguageModel, Weights, keep_only, weights_of
 from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.resume import ResumableTrainer
 from tskd.modules.scorer import JUDGED, OF_SEEDS, OF_TARGET
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Iteration, Prompt, Question
@@ -35,6 +38,7 @@ from tskd.tasks import Benchmark, Task, WithPrivate
 from tskd.tracking.wandb import Wandb
 from tskd.tuneshift import Stages, ask_all, never
 
+Made = TypeVar("Made")
 LENGTHS_AND_EPOCHS = ("prompt_tokens", "response_tokens", "epochs", "batch_size")  # for the stages, not for the task
 
 
@@ -59,6 +63,7 @@ class Run:
     stop: Callable[[Sequence[Iteration]], bool]
     train_each_iteration: bool
     trainer: LightningTrainer
+    engine: Engine
     evaluator: Evaluator
     tracking: Wandb
     store: Store
@@ -88,11 +93,10 @@ class Run:
         for stage in (self.stages.screen, self.stages.score, self.stages.train):
             if (check := getattr(stage, "check_models", None)) is not None:
                 yield check
-        if (check := getattr(self.trainer.engine, "check", None)) is not None:
-            made: list[Any] = [] if self.teacher_to_make is None else [self.teacher_to_make]
-            models = [model for role, model in self.models.items() if role != "teacher" or not made]
-            recipes = [each for each in (self.stages.train, *made) if hasattr(each, "lora")]
-            yield partial(check, models, max((recipe.lora.rank for recipe in recipes), default=1))
+        made: list[Any] = [] if self.teacher_to_make is None else [self.teacher_to_make]
+        models = [model for role, model in self.models.items() if role != "teacher" or not made]
+        ranks = [each.lora.rank for each in (self.stages.train, *made) if hasattr(each, "lora")]
+        yield partial(check_engine, self.engine, models, max(ranks, default=1))
         yield self.check_adapter
         readers = {model.weights: model for model in (self.base, self.reference, self.teacher, self.target)}
         yield from (partial(self._check_seeds, model) for model in readers.values())
@@ -130,146 +134,255 @@ class Run:
         check_context(model, longest + room, f"The longest seed, with a response of {room} tokens,")
 
 
-def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
-    """The objects of one run that writes into ``folder``. Raises ``TskdError`` where something cannot be."""
-    settings = schema.Schema.of(cfg)
-    trust.check(cfg, settings.allow)
-    secrets.check_no_key(str(cfg))
-    trainer = make_trainer(settings.trainer, settings.engine, RunFolder(folder).journal)
-    task = make_task(settings.task)
-    seeds, questions = task.seed_prompts(), task.questions()
-
-    sharded = trainer.sharded and processes.count() > 1
-    base = LanguageModel(_weights(settings.base, "base", sharded))
-    teacher, to_make = _teacher(settings.teacher, base.weights, task)
-    reference = base
-    if settings.base_for_scoring is not None:
-        reference = LanguageModel(_weights(settings.base_for_scoring, "base_for_scoring", sharded))
-    target = LanguageModel(_weights(settings.target, "target", sharded))
-
-    cast = _Cast(base, reference, teacher, target, trainer, task, seeds, folder, settings.seed)
-    held_out = frozenset(q.prompt.fingerprint for q in questions) if task.drops_held_out else frozenset()
-    stages = _stages(settings, cast, held_out, log_step)
-    covered = schema.make(Covered, settings.stop, "stop")
-    is_auto = settings.iterations == AUTO
-    run = Run(
-        settings=settings,
-        base=base,
-        reference=reference,
-        teacher=teacher,
-        target=target,
-        teacher_to_make=to_make,
-        task=task,
-        seeds=seeds,
-        stages=stages,
-        iterations=covered.max_iterations if is_auto else settings.iterations,
-        stop=covered if is_auto else never,
-        train_each_iteration=bool(settings.training["each_iteration"]),
-        trainer=trainer,
-        evaluator=_evaluator(task, questions, trainer, settings.task["response_tokens"]),
-        tracking=schema.make(Wandb, settings.tracking, "tracking"),
-        store=Store(
-            None if settings.store in (None, False, "off") else Path(str(settings.store)), settings.store_limit_gb
-        ),
-    )
-    keep_only([model.weights for model in run.models.values()])  # of the job before
-    return run
-
-
 @dataclass(frozen=True)
-class _Cast:
-    """Who takes part in a run, on what, and where it writes: what its stages are made of."""
+class Attempt:
+    """A run built as far as its configuration is right, the rest of it as it is shipped.
 
-    base: LanguageModel
-    reference: LanguageModel
-    teacher: LanguageModel
-    target: LanguageModel
-    trainer: LightningTrainer
-    task: Task
-    seeds: Sequence[Prompt]
-    folder: Path
-    seed: int
+    ``wrong`` names the settings at the root that are as shipped, because of ``errors`` or as it was told.
+    """
+
+    run: Run
+    errors: Sequence[TskdError]
+    wrong: frozenset[str]
 
 
-def _stages(settings: schema.Schema, cast: _Cast, held_out: frozenset[str], log_step: StepLog | None) -> Stages:
-    expand = _expand(settings.expansion, cast, held_out)
-    selection = dict(settings.selection)
-    screen = selection.pop("screen", None)
-    rule: Any = _make(selection, "selection")
-    _check_threshold(settings.threshold, rule, len(cast.seeds))
-    objective = _objective(settings.training.get("objective"))
-    measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
-    lora = schema.make(LoraSettings, settings.training["lora"], "training.lora")
-    train = _train(settings.training, cast, lora, objective, log_step)
-    return Stages(
-        expand=expand,
-        answer=_given(
-            settings.answer or {"_target_": "tskd.stages.answer.Answer"},
-            *("answer", cast.task),
-            teacher=cast.teacher,
-            trainer=cast.trainer,
-            seed=cast.seed,
-            max_new_tokens=settings.task["response_tokens"],
-        ),
-        score=Score(
-            cast.reference,
-            cast.teacher,
-            cast.trainer,
-            measures,
-            # Without the target where none of it is measured: its scores are then shared by runs on other targets.
-            cast.target if OF_TARGET in measures else None,
-            cast.seeds if OF_SEEDS.keys() & set(measures) else (),
-            _judge(cast, expand, lora) if JUDGED in measures else None,
-        ),
-        select=Select(rule, tuple(settings.drop)),
-        train=train,
-        screen=ask_all
-        if screen is None
-        else _make(screen, "selection.screen", base=cast.reference, teacher=cast.teacher, trainer=cast.trainer),
-    )
+def build(cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None) -> Run:
+    """Build the objects of one run that writes into ``folder``.
+
+    Raises:
+        TskdError: A line for each problem with ``cfg``; its class is that of the first.
+    """
+    made = attempt(cfg, folder, log_step)
+    if made.errors:
+        raise merged(made.errors)
+    keep_only([model.weights for model in made.run.models.values()])  # of the job before
+    return made.run
 
 
-def _expand(node: Mapping[str, Any], cast: _Cast, held_out: frozenset[str]) -> Any:
-    roles = {"base": cast.base, "teacher": cast.teacher, "target": cast.target}
-    writer = _writer(node.get("writer", "base"), roles, cast.trainer)
-    rest = {key: value for key, value in node.items() if key != "writer"}
-    return _given(rest, "expansion", cast.task, writer=writer, seed=cast.seed, held_out=held_out)
+def attempt(
+    cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None = None, wrong: Iterable[str] = ()
+) -> Attempt:
+    """Build a run, and go on after an error. ``wrong`` names settings that are known to be wrong."""
+    builder = _Builder(cfg, folder, log_step, wrong)
+    return Attempt(builder.run(), builder.errors, frozenset(builder.wrong))
 
 
-def _train(node: Mapping[str, Any], cast: _Cast, lora: LoraSettings, objective: Any, log_step: StepLog | None) -> Any:
-    """LoRA training, or what the node names in its place: all else that is set there is then without effect."""
-    made = schema.make(
-        TrainLora,
-        {name: node[name] for name in ("min_examples", "fill_epoch_to", "not_finite") if name in node},
-        "training",
-        target=cast.target,
-        trainer=cast.trainer,
-        folder=cast.folder,
-        seed=cast.seed,
-        lora=lora,
-        replay=schema.make(Replay, node["replay"], "training.replay"),
-        log_step=log_step,
-        objective=objective,
-        # Without the teacher where only its texts are learnt: adapters are then shared by teachers that say the same.
-        teacher=None if objective is None else cast.teacher,
-    )
-    if "_target_" not in node:
-        return made
-    models = {"base": cast.base, "teacher": cast.teacher, "target": cast.target}
-    return _given({"_target_": node["_target_"]}, "training", cast.task, **models, folder=OutputFolder(cast.folder))
+class _Builder:
+    """Build a run part by part. A part with an error is built again, of the settings that are shipped."""
 
+    def __init__(self, cfg: Mapping[str, Any], folder: Path, log_step: StepLog | None, wrong: Iterable[str]) -> None:
+        self.folder, self.log_step, self.errors = folder, log_step, list[TskdError]()
+        problems = schema.Schema.problems({**shipped(), **cfg} if wrong else cfg)
+        self.errors += [ConfigError(*lines) for lines in problems.values()]
+        known = {field.name for field in fields(schema.Schema)}
+        self.wrong = known & {*wrong, *problems}
+        right = {name: value for name, value in cfg.items() if name in known - self.wrong}
+        self.settings = schema.Schema.of(right | {name: shipped()[name] for name in self.wrong})
+        try:
+            secrets.check_no_key(str(cfg))
+        except ConfigError as error:
+            self.errors.append(error)
 
-def _judge(cast: _Cast, expand: Any, lora: LoraSettings) -> TrainedJudge:
-    of_task = _with_private(cast.task, "A discriminator learns from")
-    private = [question.prompt for question in of_task.examples()]
-    if not hasattr(expand, "writer"):
-        raise ConfigError(
-            f"A discriminator learns from synthetic prompts too, and {type(expand).__name__} writes none; choose "
-            f"another `expansion`, or another `selection`."
+    def part(self, make: Callable[[], Made], *names: str) -> Made:
+        """Return what ``make`` returns, which reads the settings ``names``."""
+        if not self.wrong.intersection(names):
+            try:
+                trust.check({name: getattr(self.settings, name) for name in names}, self.settings.allow)
+                return make()
+            except TskdError as error:
+                self.errors.append(error)
+        self.ship(*names)
+        return make()
+
+    def ship(self, *names: str) -> None:
+        self.wrong.update(names)
+        self.settings = replace(self.settings, **{name: shipped()[name] for name in names})
+
+    def run(self) -> Run:
+        self.part(tuple, "allow")
+        covered = self.part(lambda: schema.make(Covered, self.settings.stop, "stop"), "stop")
+        tracking = self.part(lambda: schema.make(Wandb, self.settings.tracking, "tracking"), "tracking")
+        self.trainer, self.engine = self.part(self._trainer_and_engine, "trainer", "engine")
+        self.sharded = self.trainer.sharded and processes.count() > 1
+        self.base = self.part(lambda: self._model("base"), "base")
+        self.reference = self.part(
+            lambda: self.base if self.settings.base_for_scoring is None else self._model("base_for_scoring"),
+            "base_for_scoring",
         )
-    synthesise = replace(expand, writer=LocalWriter(cast.base, cast.trainer))  # the source model, as in Trans-LoRA
-    told = (cast.base, cast.trainer, cast.folder, cast.seed, lora, synthesise, cast.seeds, private)
-    return TrainedJudge(*told, of_task.label)
+        self.target = self.part(lambda: self._model("target"), "target")
+        self.task, self.seeds, evaluator = self.part(self._task, "task")
+        if "task" in self.wrong and "lora" in self.settings.teacher:
+            self.ship("teacher")  # it is made on the task
+        self.teacher, to_make = self.part(self._teacher, "teacher")
+        self.expand = self.part(lambda: self._expand(evaluator.questions), "expansion")
+        answer = self.part(self._answer, "answer")
+        self.lora, self.objective, train = self.part(self._train, "training")
+        score, select, screen = self.part(self._selection, "threshold", "selection")
+        settings = self.settings
+        is_auto, has_store = settings.iterations == AUTO, settings.store not in (None, False, "off") and not self.errors
+        return Run(
+            settings=settings,
+            base=self.base,
+            reference=self.reference,
+            teacher=self.teacher,
+            target=self.target,
+            teacher_to_make=to_make,
+            task=self.task,
+            seeds=self.seeds,
+            stages=Stages(self.expand, answer, score, select, train, screen),
+            iterations=covered.max_iterations if is_auto else settings.iterations,
+            stop=covered if is_auto else never,
+            train_each_iteration=settings.training["each_iteration"],
+            trainer=self.trainer,
+            engine=self.engine,
+            evaluator=evaluator,
+            tracking=tracking,
+            store=Store(Path(settings.store) if has_store else None, settings.store_limit_gb),
+        )
+
+    @property
+    def models(self) -> dict[str, LanguageModel]:
+        return {"base": self.base, "teacher": self.teacher, "target": self.target}
+
+    def _trainer_and_engine(self) -> tuple[LightningTrainer, Engine]:
+        trainer = make_trainer(self.settings.trainer, RunFolder(self.folder).journal)
+        return trainer, make_engine(self.settings.engine, trainer)
+
+    def _model(self, role: str) -> LanguageModel:
+        return LanguageModel(self._weights(getattr(self.settings, role), role))
+
+    def _weights(self, node: Mapping[str, Any], where: str) -> Weights:
+        made = schema.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint", sharded=self.sharded)
+        return weights_of(made)
+
+    def _task(self) -> tuple[Task, Sequence[Prompt], Evaluator]:
+        """The task, its seeds, and the evaluator: the field's own harness for a public benchmark, or exact match."""
+        task, read, errors = make_task(self.settings.task), list[Any](), list[TskdError]()
+        for each in (task.seed_prompts, task.questions, *([task.examples] if isinstance(task, WithPrivate) else [])):
+            try:
+                read.append(each())
+            except TskdError as error:
+                errors.append(error)
+        if errors:
+            raise merged(errors)
+        kind = HarnessEvaluator if isinstance(task, Benchmark) else ExactMatch
+        length = self.settings.task["response_tokens"]
+        return task, read[0], kind(task, read[1], self.trainer, length, self.engine)  # type: ignore[arg-type]
+
+    def _teacher(self) -> tuple[LanguageModel, Finetuned | None]:
+        """The teacher, and how to make it if it is one that is made here and has not been made yet.
+
+        ``adapter``: the base with that adapter. ``checkpoint``: a fully fine-tuned model of its own. ``lora``: the
+        base, fine-tuned on the task's private split.
+        """
+        node, base, task = self.settings.teacher, self.base.weights, self.task
+        if "checkpoint" in node:
+            return self._model("teacher"), None
+        if "lora" not in node:
+            return LanguageModel(base, str(node["adapter"])), None
+        if not isinstance(task, Benchmark):
+            raise ConfigError(
+                f"`teacher=finetuned` needs a task with a private split, and {type(task).__name__} has none; choose a "
+                f"benchmark (`task=bbh`, gsm8k, mbpp or mmlu), or give an adapter with `teacher=adapter "
+                f"teacher.adapter=`."
+            )
+        recipe = schema.make(Finetuned, node, "teacher")
+        folder = recipe.folder_for(base.checkpoint, task)
+        return LanguageModel(base, str(folder)), None if recipe.is_made(folder) else recipe
+
+    def _expand(self, questions: Sequence[Question]) -> Any:
+        node = dict(self.settings.expansion)
+        writer = self._writer(node.pop("writer", "base"))
+        held_out = frozenset(q.prompt.fingerprint for q in questions) if self.task.drops_held_out else frozenset()
+        return _given(node, "expansion", self.task, writer=writer, seed=self.settings.seed, held_out=held_out)
+
+    def _writer(self, node: Any) -> Writer:
+        """Who writes new prompts: the model of a role, another checkpoint, or what a ``_target_`` names."""
+        if isinstance(node, Mapping) and "_target_" in node:
+            writer: Writer = _make(node, "expansion.writer")
+            return writer
+        if isinstance(node, Mapping) and "checkpoint" in node:
+            model = LanguageModel(self._weights(node, "expansion.writer"))
+        elif isinstance(node, str) and node in self.models:
+            model = self.models[node]
+        else:
+            raise ConfigError(
+                f"`expansion.writer` is {node!r}; use one of {', '.join(self.models)}, or choose another model with "
+                f"`model@expansion.writer.checkpoint=`."
+            )
+        return LocalWriter(model, self.trainer, self.engine)
+
+    def _answer(self) -> Any:
+        return _given(
+            self.settings.answer or {"_target_": "tskd.stages.answer.Answer"},
+            *("answer", self.task),
+            teacher=self.teacher,
+            trainer=self.trainer,
+            engine=self.engine,
+            seed=self.settings.seed,
+            max_new_tokens=self.settings.task["response_tokens"],
+        )
+
+    def _train(self) -> tuple[LoraSettings, Any, Any]:
+        """LoRA training, or what the node names in its place: all else that is set there is then without effect."""
+        node = self.settings.training
+        lora, objective = schema.make(LoraSettings, node["lora"], "training.lora"), _objective(node.get("objective"))
+        train: Any = schema.make(
+            TrainLora,
+            {name: node[name] for name in ("min_examples", "fill_epoch_to", "not_finite") if name in node},
+            "training",
+            target=self.target,
+            trainer=self.trainer,
+            engine=self.engine,
+            folder=self.folder,
+            seed=self.settings.seed,
+            lora=lora,
+            replay=schema.make(Replay, node["replay"], "training.replay"),
+            log_step=self.log_step,
+            objective=objective,
+            # Without the teacher if only its texts are learnt: teachers that say the same then share adapters.
+            teacher=None if objective is None else self.teacher,
+        )
+        self._score(lora, getattr(objective, "measures", ()))
+        if "_target_" in node:
+            folder = OutputFolder(self.folder)
+            train = _given({"_target_": node["_target_"]}, "training", self.task, **self.models, folder=folder)
+        return lora, objective, train
+
+    def _selection(self) -> tuple[Score, Select, Any]:
+        node = dict(self.settings.selection)
+        screen = node.pop("screen", None)
+        rule: Any = _make(node, "selection")
+        _check_threshold(self.settings.threshold, rule, len(self.seeds))
+        score = self._score(self.lora, (*getattr(rule, "measures", ()), *getattr(self.objective, "measures", ())))
+        models = {"base": self.reference, "teacher": self.teacher, "trainer": self.trainer}
+        made = ask_all if screen is None else _make(screen, "selection.screen", **models)
+        return score, Select(rule, tuple(self.settings.drop)), made
+
+    def _score(self, lora: LoraSettings, measures: Iterable[str]) -> Score:
+        names = tuple(dict.fromkeys(measures))
+        return Score(
+            self.reference,
+            self.teacher,
+            self.trainer,
+            names,
+            # Without the target if nothing is measured on it: runs on other targets then share the scores.
+            self.target if OF_TARGET in names else None,
+            self.seeds if OF_SEEDS.keys() & set(names) else (),
+            self._judge(lora) if JUDGED in names else None,
+        )
+
+    def _judge(self, lora: LoraSettings) -> TrainedJudge:
+        of_task = _with_private(self.task, "A discriminator learns from")
+        private = [question.prompt for question in of_task.examples()]
+        if not hasattr(self.expand, "writer"):
+            raise ConfigError(
+                f"A discriminator learns from synthetic prompts too, and {type(self.expand).__name__} writes none; "
+                f"choose another `expansion`, or another `selection`."
+            )
+        writer = LocalWriter(self.base, self.trainer, self.engine)  # the source model, as in Trans-LoRA
+        told = (self.base, self.trainer, self.folder, self.settings.seed, lora, replace(self.expand, writer=writer))
+        return TrainedJudge(*told, self.seeds, private, of_task.label)
 
 
 def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
@@ -291,19 +404,22 @@ def _check_threshold(threshold: float | str, rule: Any, num_seeds: int) -> None:
         )
 
 
-def make_trainer(
-    node: Mapping[str, Any], engine: Mapping[str, Any] | None, journal: Path | None = None
-) -> LightningTrainer:
-    """The trainer, which generates with ``engine``; with our own loop where there is none."""
-    made = None if engine is None else _make(engine, "engine")
-    noted = None if journal is None else Journal(journal)
-    trainer = schema.make(LightningTrainer, node, "trainer", engine=made, journal=noted)
-    if trainer.sharded and not isinstance(made, OwnLoop | None):
+def make_trainer(node: Mapping[str, Any], journal: Path | None = None) -> LightningTrainer:
+    """Make the trainer, which keeps in the folder ``journal`` how far it is; without one, nowhere."""
+    if journal is None:
+        return schema.make(LightningTrainer, node, "trainer")
+    return schema.make(ResumableTrainer, node, "trainer", journal=Journal(journal))
+
+
+def make_engine(node: Mapping[str, Any] | None, trainer: LightningTrainer) -> Engine:
+    """Make the engine: our own loop, if ``node`` names none. Raises ``ConfigError`` if ``trainer`` rules it out."""
+    engine: Engine = OwnLoop() if node is None else _make(node, "engine")
+    if trainer.sharded and not isinstance(engine, OwnLoop):
         raise ConfigError(
-            f"`trainer=fsdp` shares out each layer over the processes, and {type(made).__name__} generates in one of "
+            f"`trainer=fsdp` shares out each layer over the processes, and {type(engine).__name__} generates in one of "
             f"them; set `engine=own`."
         )
-    return trainer
+    return engine
 
 
 def make_task(node: Mapping[str, Any]) -> Task:
@@ -330,54 +446,6 @@ def _objective(node: Any) -> Any:
     return None if node is None else _make(node, "training.objective")
 
 
-def _evaluator(task: Task, questions: Sequence[Question], trainer: LightningTrainer, max_new_tokens: int) -> Evaluator:
-    """The field's own harness for a public benchmark, exact match for anything else."""
-    if isinstance(task, Benchmark):
-        return HarnessEvaluator(task, questions, trainer, max_new_tokens)
-    return ExactMatch(task, questions, trainer, max_new_tokens)
-
-
-def _weights(node: Mapping[str, Any], where: str, sharded: bool) -> Weights:
-    return weights_of(schema.make(Checkpoint, node["checkpoint"], f"{where}.checkpoint", sharded=sharded))
-
-
-def _teacher(node: Mapping[str, Any], base: Weights, task: Task) -> tuple[LanguageModel, Finetuned | None]:
-    """The teacher, and how to make it where it is one that is made here and has not been made yet.
-
-    ``adapter``: the base with that adapter. ``checkpoint``: a fully fine-tuned model of its own. ``lora``: the base,
-    fine-tuned on the task's private split.
-    """
-    if "checkpoint" in node:
-        return LanguageModel(_weights(node, "teacher", base.checkpoint.sharded)), None
-    if "lora" not in node:
-        return LanguageModel(base, str(node["adapter"])), None
-    if not isinstance(task, Benchmark):
-        raise ConfigError(
-            f"`teacher=finetuned` needs a task with a private split, and {type(task).__name__} has none; choose a "
-            f"benchmark (`task=bbh`, gsm8k, mbpp or mmlu), or give an adapter with `teacher=adapter teacher.adapter=`."
-        )
-    recipe = schema.make(Finetuned, node, "teacher")
-    folder = recipe.folder_for(base.checkpoint, task)
-    return LanguageModel(base, str(folder)), None if recipe.is_made(folder) else recipe
-
-
-def _writer(node: Any, roles: Mapping[str, LanguageModel], trainer: LightningTrainer) -> Writer:
-    """Who writes new prompts: the model of a role, another checkpoint, or what a ``_target_`` names."""
-    if isinstance(node, Mapping) and "_target_" in node:
-        writer: Writer = _make(node, "expansion.writer")
-        return writer
-    if isinstance(node, Mapping) and "checkpoint" in node:
-        return LocalWriter(
-            LanguageModel(_weights(node, "expansion.writer", roles["base"].weights.checkpoint.sharded)), trainer
-        )
-    if not isinstance(node, str) or node not in roles:
-        raise ConfigError(
-            f"`expansion.writer` is {node!r}; use one of {', '.join(roles)}, or choose another model with "
-            f"`model@expansion.writer.checkpoint=`."
-        )
-    return LocalWriter(roles[node], trainer)
-
-
 def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
     """What ``node`` names by its ``_target_``, and likewise what is named within it."""
     settings = {
@@ -385,12 +453,12 @@ def _make(node: Mapping[str, Any], where: str, **given: Any) -> Any:
         for key, value in node.items()
         if key != "_target_"
     }
-    return schema.make(_class(node), settings, where, **given)
+    return schema.make(_class(node, where), settings, where, **given)
 
 
 def _given(node: Mapping[str, Any], where: str, task: Task, **offered: Any) -> Any:
     """What ``node`` names, with what of ``offered`` it has a place for, and the private split where it has one."""
-    kind = _class(node)
+    kind = _class(node, where)
     places = {field.name for field in fields(kind)} if is_dataclass(kind) else offered.keys()
     given = {name: value for name, value in offered.items() if name in places}
     if "private" in places:
@@ -398,9 +466,9 @@ def _given(node: Mapping[str, Any], where: str, task: Task, **offered: Any) -> A
     return _make(node, where, **given)
 
 
-def _class(node: Mapping[str, Any]) -> type[Any]:
+def _class(node: Mapping[str, Any], where: str) -> type[Any]:
     try:
         found = moved.find(str(node.get("_target_")))
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"`_target_` is {node.get('_target_')!r}, which names no class: {error}.") from error
+        raise ConfigError(f"`{where}._target_` is {node.get('_target_')!r}, which names no class: {error}.") from error
     return found  # type: ignore[no-any-return]

@@ -308,6 +308,11 @@ def plan(cfg: Mapping[str, Any]) -> Plan:
     """What the run of a resolved configuration will do. Raises ``TskdError`` where it cannot be run."""
     # A store that is not there yet would be made.
     run = build({**cfg, "store": cfg["store"] if Path(str(cfg["store"])).is_dir() else "off"}, Path())
+    return plan_run(run)
+
+
+def plan_run(run: Run) -> Plan:
+    """What ``run`` will do. Raises ``TskdError`` where it cannot be run."""
     if (reason := unplannable(run)) is not None:
         raise ConfigError(f"{reason}; run this one without a plan.")
     made = Plan(run)

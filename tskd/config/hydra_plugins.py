@@ -5,13 +5,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -43,6 +46,17 @@ def folder() -> str:
         if (candidate / "config.yaml").is_file():
             return str(candidate)
     raise ConfigError(f"No conf/config.yaml beside or in {here}; install tskd again.")
+
+
+@cache
+def shipped() -> dict[str, Any]:
+    """Return the embedded world as it is shipped, resolved, without what a user has set for a machine."""
+    register()
+    has_hydra = GlobalHydra.instance().is_initialized()
+    with nullcontext() if has_hydra else initialize_config_dir(folder(), version_base="1.3"):
+        without_local = ["~local"] if Path(folder(), "local").is_dir() else []
+        composed = compose("config", [*without_local, "store=off"])
+        return OmegaConf.to_container(composed, resolve=True)  # type: ignore[return-value]
 
 
 def _stand_in(architecture: str, name: str) -> str:

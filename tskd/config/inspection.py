@@ -9,38 +9,24 @@ A line for each problem; the exit code is 1 where there is one. Notes say what i
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import constants, get_token
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM
 
-from tskd.config import experimental, hydra_plugins, saved, trust
-from tskd.config.build import Run, build, make_task
-from tskd.config.cost_estimate import LIGHTER, plan, unplannable
+from tskd.config import experimental, hydra_plugins, saved
+from tskd.config.build import Run, attempt
+from tskd.config.cost_estimate import LIGHTER, plan_run, unplannable
 from tskd.errors import ModelError, TskdError, one_line
 from tskd.models.checkpoint import adapter_folder, is_here
 from tskd.models.memory import machine
-from tskd.tasks import WithPrivate
 from tskd.tracking.console import shown_bytes
 
 Settings = Mapping[str, Any]
-# What is added to a configuration that is known to work, in an order in which each needs only what comes before it.
-STEPS = (
-    *(("allow",), ("name", "seed", "max_hours", "store", "store_limit_gb", "private_files"), ("iterations",)),
-    *(("stop",), ("drop",), ("tracking",)),
-    *(("trainer", "engine"), ("base",), ("base_for_scoring",), ("target",), ("task",), ("teacher",)),
-    *(("expansion",), ("answer",), ("threshold", "selection"), ("training",)),
-)
 OF_MODELS = {"trainer", "engine", "base", "base_for_scoring", "target", "task", "teacher", "expansion"}
 
 
@@ -54,29 +40,37 @@ class Findings:
         try:
             check()
         except TskdError as error:
-            self.problems += [line for line in map(str, error.args) if line not in self.problems]
+            self.add(error)
             return False
         return True
 
+    def add(self, *errors: TskdError) -> None:
+        """Add the lines of ``errors``, each once."""
+        lines = dict.fromkeys(str(line) for error in errors for line in error.args)
+        self.problems += [line for line in lines if line not in self.problems]
+
 
 def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
-    """What is wrong with the run of a resolved configuration, whose folder would be made in ``place``.
+    """Return what is wrong with the run of a resolved configuration, whose folder would be made in ``place``.
 
     A group that is not in ``cfg`` is known to be wrong.
     """
-    found = Findings()
+    found, store = Findings(), cfg.get("store")
+    if isinstance(store, str) and not Path(store).is_dir():
+        cfg = {**cfg, "store": "off"}  # or it would be made
     with _without_hub() as was_offline:
-        settings, wrong = _working(cfg, found)
-        run = build(settings, Path())
+        made = attempt(cfg, Path(), wrong=hydra_plugins.shipped().keys() - cfg.keys())
+        found.add(*made.errors)
+        run, wrong = made.run, made.wrong
         _of_tracking(run, found)
-        found.notes += experimental.used(settings)
+        found.notes += experimental.used(vars(run.settings))
         has_device = found.hold(lambda: run.trainer.device)
         here = {role for role in run.models if role not in wrong and _is_here(role, run, was_offline, found)}
         here = {role for role in here if found.hold(run.models[role].weights.check_loadable)}
         if has_device and not wrong & OF_MODELS and here == run.models.keys():
             is_right = [found.hold(check) for check in run.checks()]
             if all(is_right) and unplannable(run) is None:
-                found.hold(lambda: _of_work(settings, found))
+                found.hold(lambda: _of_work(run, found))
         else:
             if {"base", "teacher"} <= here:
                 found.hold(run.check_adapter)
@@ -86,7 +80,7 @@ def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
         sizes = [0]
         if "target" in here:
             found.hold(lambda: sizes.append(_adapter_bytes(run)))
-    _of_disk({"hydra.run.dir": place, "store": Path(str(cfg.get("store") or "."))}, sizes[-1], found)
+    _of_disk({"hydra.run.dir": place, "store": Path(str(store or "."))}, sizes[-1], found)
     return found
 
 
@@ -105,46 +99,6 @@ def findings_of_job(cfg: DictConfig) -> Findings:
         found.problems += map(str, error.args)
     found.problems[:0] = [f"`{key}` is missing; set it on the command line." for key in missing]
     return found
-
-
-def _working(cfg: Settings, found: Findings) -> tuple[dict[str, Any], set[str]]:
-    """``cfg`` with the default in the place of all that is wrong, and the names of that."""
-    settings, wrong = _defaults(), set[str]()
-    if not Path(str(cfg.get("store"))).is_dir():
-        cfg = {**cfg, "store": "off"}  # or it would be made
-    for step in STEPS:
-        tried = settings | {name: cfg[name] for name in step if name in cfg}
-        if step == ("teacher",) and "lora" in tried["teacher"] and "task" in wrong:
-            wrong.add("teacher")  # which cannot be told: it is made on the task
-        elif not cfg.keys() >= set(step) or not _is_right(step, tried, found):
-            wrong |= set(step)
-        else:
-            settings = tried
-    return settings, wrong
-
-
-def _is_right(step: tuple[str, ...], settings: dict[str, Any], found: Findings) -> bool:
-    if step == ("task",):  # whose seeds, questions and examples may all be wrong
-        try:
-            trust.check({"task": settings["task"]}, settings["allow"])
-            task = make_task(settings["task"])
-        except TskdError:
-            pass  # as building the run will say
-        else:
-            given = [task.seed_prompts, task.questions, *([task.examples] if isinstance(task, WithPrivate) else [])]
-            are_right = [found.hold(each) for each in given]
-            return all(are_right) and found.hold(lambda: build(settings, Path()))
-    return found.hold(lambda: build(settings, Path()))
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    """The embedded world as it is shipped; what a user has set for all runs on a machine is checked like the rest."""
-    has_hydra = GlobalHydra.instance().is_initialized()
-    with nullcontext() if has_hydra else initialize_config_dir(hydra_plugins.folder(), version_base="1.3"):
-        without_local = ["~local"] if Path(hydra_plugins.folder(), "local").is_dir() else []
-        shipped = compose("config", [*without_local, "store=off"])
-        return OmegaConf.to_container(shipped, resolve=True)  # type: ignore[return-value]
 
 
 @contextmanager
@@ -193,11 +147,11 @@ def _is_here(role: str, run: Run, was_offline: bool, found: Findings) -> bool:
     return not away
 
 
-def _of_work(settings: Settings, found: Findings) -> None:
-    made = plan(settings)
+def _of_work(run: Run, found: Findings) -> None:
+    made = plan_run(run)
     if made.end is not None:
         found.problems.append(made.end)
-    device, there = machine(made.run.trainer.device)
+    device, there = machine(run.trainer.device)
     if (made.memory or 0) > there:
         found.problems.append(
             f"It takes about {shown_bytes(made.memory)} of memory, and {device} has {shown_bytes(there)}; {LIGHTER}."
@@ -206,6 +160,10 @@ def _of_work(settings: Settings, found: Findings) -> None:
 
 def _adapter_bytes(run: Run) -> int:
     """What the adapters of all iterations take on disk, in 32 bits. Raises ``ModelError`` where there can be none."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
     name, model_config, lora = run.target.name, run.target.weights.config, getattr(run.stages.train, "lora", None)
     if lora is None:
         return 0  # nothing is trained

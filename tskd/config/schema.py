@@ -1,135 +1,158 @@
-"""From a Hydra configuration to checked values: the schema, the resolvers, and ``make``."""
+"""Check a configuration: its root by the types of ``Schema``, each group by the fields of the class that it names."""
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from inspect import get_annotations
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import MISSING
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, StrictBool, StrictInt, StrictStr, TypeAdapter
+from pydantic import ValidationError as Invalid
+from pydantic_core import PydanticCustomError, core_schema
 
 from tskd.errors import ConfigError
 from tskd.metrics.faults import FAULTS
 
 Made = TypeVar("Made")
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[StrictInt, Field(ge=1)]
+Name = Annotated[str, Field(strict=True, pattern=r"^[\w+-][\w.+-]{0,63}$")]
+Option = Mapping[str, Any]
+
+
+class Takes:
+    """Check a setting by a type of pydantic's, and say in an error what to ``give``. OmegaConf sees a plain type."""
+
+    def __init__(self, kind: Any, give: str, required: bool = True) -> None:
+        self.kind, self.give, self.required = kind, give, required
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return self.schema(handler)
+
+    def schema(self, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._checked, handler.generate_schema(self.kind))
+
+    def _checked(self, value: Any, check: Callable[[Any], Any]) -> Any:
+        try:
+            return check(value)
+        except Invalid:
+            raise PydanticCustomError("setting", "{give}", {"give": self.give}) from None
+
+
+class Group:
+    """Check that a group is an option with ``keys``, or if ``optional`` null; what else it has is for its class."""
+
+    def __init__(self, optional: bool = False, **keys: Takes) -> None:
+        self.optional, self.keys = optional, keys
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        keys = {
+            key: core_schema.typed_dict_field(takes.schema(handler), required=takes.required)
+            for key, takes in self.keys.items()
+        }
+        option = core_schema.typed_dict_schema(keys, extra_behavior="allow")
+        return core_schema.no_info_wrap_validator_function(self._checked, option)
+
+    def _checked(self, value: Any, check: Callable[[Any], Any]) -> Any:
+        if value is None and self.optional:
+            return None
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError("setting", "choose one of its options")
+        return check(value)
+
+
+SETTINGS = Takes(Option, "give settings")
+MODEL = Group(checkpoint=SETTINGS)
+YES_OR_NO = Takes(StrictBool, "give true or false")
+AT_LEAST_ONE = Takes(Whole, "give a whole number of at least 1")
+SCREEN = Takes(Option | None, "choose one of its options, or null", required=False)
+OPTION = Group()
+OPTIONAL = Group(optional=True)
+FAULT = Literal[tuple(FAULTS)]  # type: ignore[valid-type]
 
 
 @dataclass
 class Schema:
-    """The root of the configuration. Groups are open here; ``make`` checks each against the class that it is for."""
+    """The root of the configuration."""
 
-    base: Any = MISSING
-    base_for_scoring: Any = None
-    teacher: Any = MISSING
-    target: Any = MISSING
-    task: Any = MISSING
-    expansion: Any = MISSING
-    selection: Any = MISSING
-    training: Any = MISSING
-    trainer: Any = MISSING
-    engine: Any = None
-    answer: Any = None
-    tracking: Any = MISSING
-    threshold: Any = MISSING
-    iterations: Any = MISSING
-    stop: dict[str, Any] = field(default_factory=dict)
-    seed: int = MISSING
-    name: str = MISSING
-    store: Any = "outputs/.store"
-    store_limit_gb: float | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid", validate_default=True)
+
+    base: Annotated[Any, MODEL] = MISSING
+    base_for_scoring: Annotated[Any, Group(optional=True, checkpoint=SETTINGS)] = None
+    teacher: Annotated[Any, OPTION] = MISSING
+    target: Annotated[Any, MODEL] = MISSING
+    task: Annotated[Any, Group(response_tokens=AT_LEAST_ONE)] = MISSING
+    expansion: Annotated[Any, OPTION] = MISSING
+    selection: Annotated[Any, Group(screen=SCREEN)] = MISSING
+    training: Annotated[Any, Group(lora=SETTINGS, replay=SETTINGS, each_iteration=YES_OR_NO)] = MISSING
+    trainer: Annotated[Any, OPTION] = MISSING
+    engine: Annotated[Any, OPTIONAL] = None
+    answer: Annotated[Any, OPTIONAL] = None
+    tracking: Annotated[Any, OPTION] = MISSING
+    threshold: Annotated[Any, Takes(Number | Literal["auto"], "give a number, or auto")] = MISSING
+    iterations: Annotated[Any, Takes(Whole | Literal["auto"], "give a whole number, at least 1, or auto")] = MISSING
+    stop: Annotated[dict[str, Any], OPTION] = field(default_factory=dict)
+    seed: Annotated[int, Takes(StrictInt, "give a whole number")] = MISSING
+    name: Annotated[str, Takes(Name, "use up to 64 letters, digits and . _ + -")] = MISSING
+    store: Annotated[Any, Takes(StrictStr | Literal[False] | None, "give a folder, or off")] = "outputs/.store"
+    store_limit_gb: Annotated[
+        float | None, Takes(Annotated[Number, Field(ge=0)] | None, "give a number of gigabytes, or null")
+    ] = None
     allow: Any = ()
-    private_files: bool = True
-    drop: Any = ("not_finite",)
-    max_hours: float | None = None
+    private_files: Annotated[bool, YES_OR_NO] = True
+    drop: Annotated[Any, Takes(Sequence[FAULT], f"give a list of {', '.join(FAULTS)}, or []")] = ("not_finite",)
+    max_hours: Annotated[float | None, Takes(Annotated[Number, Field(gt=0)] | None, "give more than 0, or null")] = None
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> "Schema":
-        """Raises ``ConfigError`` that lists all that is wrong at the root, what groups lack among it."""
-        known = {field.name for field in fields(cls)}
-        unknown = [f"`{key}` is unknown; there are {', '.join(sorted(known))}" for key in cfg if key not in known]
-        settings = cls(**{str(key): value for key, value in cfg.items() if key in known})
-        problems = [*unknown, *settings._problems()]
-        if problems:
-            raise ConfigError(*(f"{problem}." for problem in problems))
-        return settings
+        """Return the checked settings. Raises ``ConfigError`` with a line for each problem."""
+        if problems := cls.problems(cfg):
+            raise ConfigError(*(line for lines in problems.values() for line in lines))
+        return TypeAdapter(cls).validate_python(cfg)
 
-    def _problems(self) -> Iterator[str]:
-        for group, kinds in _GROUPS.items():
-            node = getattr(self, group)
-            if node is None and group in _OPTIONAL:
-                continue
-            if not isinstance(node, Mapping):
-                yield f"`{group}` is {'missing' if node == MISSING else repr(node)}; choose one of its options"
-                continue
-            for key, kind in kinds.items():
-                if key not in node:
-                    yield f"`{group}.{key}` is missing"
-                elif not _is(node[key], kind) or (kind is int and node[key] < 1):
-                    yield f"`{group}.{key}` is {node[key]!r}; give {_CALLED[kind]}"
-        if isinstance(self.teacher, Mapping) and not self.teacher.keys() & {"adapter", "checkpoint", "lora"}:
-            yield "`teacher.adapter` is missing; give one, or choose another `teacher`"
-        if isinstance(self.selection, Mapping) and not isinstance(self.selection.get("screen"), Mapping | None):
-            yield f"`selection.screen` is {self.selection['screen']!r}; choose one of its options, or null"
-        if not (self.threshold == "auto" or _is_number(self.threshold)):
-            yield f"`threshold` is {self.threshold!r}; give a number, or auto"
-        if self.iterations != "auto" and (not _is(self.iterations, int) or self.iterations < 1):
-            yield f"`iterations` is {self.iterations!r}; give a whole number, at least 1, or auto"
-        if not (isinstance(self.drop, Sequence) and all(name in FAULTS for name in self.drop)):
-            yield f"`drop` is {self.drop!r}; give a list of {', '.join(FAULTS)}, or []"
-        if self.max_hours is not None and not (_is_number(self.max_hours) and self.max_hours > 0):
-            yield f"`max_hours` is {self.max_hours!r}; give more than 0, or null"
-        if not _is(self.seed, int):
-            yield f"`seed` is {self.seed!r}; give a whole number"
-        if not re.fullmatch(r"[\w.+-]{1,64}", str(self.name)) or str(self.name).startswith("."):
-            yield f"`name` is {self.name!r}; use up to 64 letters, digits and . _ + -"
-        if not isinstance(self.store, str | None) and self.store is not False:
-            yield f"`store` is {self.store!r}; give a folder, or off"
-        limit = self.store_limit_gb
-        if limit is not None and not (_is_number(limit) and limit >= 0):
-            yield f"`store_limit_gb` is {limit!r}; give a number of gigabytes, or null"
-        if not isinstance(self.private_files, bool):
-            yield f"`private_files` is {self.private_files!r}; give true or false"
+    @classmethod
+    def problems(cls, cfg: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return what is wrong with ``cfg``, a line for each problem, by the name of the setting at the root."""
+        found: dict[str, list[str]] = {}
+        try:
+            TypeAdapter(cls).validate_python(cfg)
+        except Invalid as error:
+            for each in error.errors():
+                found.setdefault(str(each["loc"][0]), []).append(_line(each))
+        teacher = cfg.get("teacher")
+        if isinstance(teacher, Mapping) and not teacher.keys() & {"adapter", "checkpoint", "lora"}:
+            found["teacher"] = ["`teacher.adapter` is missing; give one, or choose another `teacher`."]
+        return found
 
 
-# What is read of a group before it is made, by key; the rest is for the class that the group is for.
-_GROUPS: Mapping[str, Mapping[str, type]] = {
-    "base": {"checkpoint": dict},
-    "base_for_scoring": {"checkpoint": dict},
-    "teacher": {},
-    "target": {"checkpoint": dict},
-    "task": {"response_tokens": int},
-    "expansion": {},
-    "selection": {},
-    "training": {"lora": dict, "replay": dict, "each_iteration": bool},
-    "trainer": {},
-    "engine": {},
-    "answer": {},
-    "tracking": {},
-}
-_OPTIONAL = ("base_for_scoring", "engine", "answer")
-_CALLED = {dict: "settings", int: "a whole number of at least 1", bool: "true or false"}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+def _line(error: Any) -> str:
+    where, value = ".".join(map(str, error["loc"])), error["input"]
+    if error["type"] == "unexpected_keyword_argument":
+        known = ", ".join(sorted(each.name for each in fields(Schema)))
+        return f"`{where}` is unknown; there are {known}."
+    if error["type"] == "missing":
+        return f"`{where}` is missing."
+    return f"`{where}` is {'missing' if value == MISSING else repr(value)}; {error['msg']}."
 
 
 def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) -> Made:
-    """``kind`` made from a configuration node, each value checked against the field's type, and ``given`` objects.
+    """Make a dataclass of the settings in ``node`` and the objects ``given``.
 
-    Raises ``ConfigError`` that lists everything wrong with the node at once.
+    Args:
+        kind: The dataclass. Types count for fields that ``node`` sets; a type of another may be unknown at runtime.
+        node: A value for each field that is not given and has no default; each is checked against the field's type.
+        where: The place of ``node`` in the configuration, for messages.
+        given: Fields that no setting can have.
+
+    Raises:
+        ConfigError: A line for each problem.
     """
     if not is_dataclass(kind):
         raise ConfigError(f"`{where}` names {kind!r}, which is no dataclass; its fields are what can be set.")
     if not isinstance(node, Mapping):
         raise ConfigError(f"`{where}` is {node!r}; give settings.")
-    hints = get_type_hints(kind, include_extras=True)
     settable = {field.name: field for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
     values, problems = {}, []
     for key, value in node.items():
@@ -137,8 +160,8 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
             problems.append(f"`{where}.{key}` is unknown; there are {', '.join(settable)}")
             continue
         try:
-            values[key] = TypeAdapter(hints[key]).validate_python(value)
-        except ValidationError as error:
+            values[key] = TypeAdapter(_type_of(kind, key)).validate_python(value)
+        except Invalid as error:
             problems.append(f"`{where}.{key}` is {value!r}: {error.errors()[0]['msg']}")
     for name, known in settable.items():
         if name not in node and known.default is REQUIRED and known.default_factory is REQUIRED:
@@ -146,3 +169,11 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
     if problems:
         raise ConfigError(*(f"{problem}." for problem in problems))
     return kind(**values, **given)
+
+
+def _type_of(kind: type, name: str) -> Any:
+    """Return the type of one field. Those of the other fields are not resolved."""
+    owner = next(each for each in kind.__mro__ if name in get_annotations(each))
+    alone = type(kind.__name__, (), {"__annotations__": {name: get_annotations(owner)[name]}})
+    known = getattr(sys.modules.get(owner.__module__), "__dict__", {})
+    return get_type_hints(alone, known, dict(vars(owner)), include_extras=True)[name]

@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from tskd.engines.engine import noted
 from tskd.errors import ModelError, one_line
 from tskd.models.generation import Ending, Generation, Request, Sampling
 from tskd.models.weights import LanguageModel
@@ -60,7 +59,8 @@ class ContinuousBatching:
         ending = Ending(model, stop)
         is_greedy = sampling.temperature == 0
         cancels = bool(stop) and is_greedy
-        made, note = noted(trainer, [self, model, repr(requests), sampling, stop])
+        found, note = trainer.recall([self, model, repr(requests), sampling, stop])
+        made = {i: Generation(*each) for i, each in found.items()}
         left = {i: request for i, request in enumerate(requests) if i not in made}
         if not left:
             return [made[i] for i in range(len(requests))]

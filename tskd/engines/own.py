@@ -1,4 +1,4 @@
-"""The engine of tskd's own loop, and ``generate``, which calls whichever engine is set."""
+"""The engine of tskd's own loop, and ``generate``, which calls whichever engine it is given."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import DynamicCache
 
+from tskd.engines.engine import Engine
 from tskd.errors import ConfigError
 from tskd.models.encoding import check_context
 from tskd.models.generation import Generation, Request, Sampling
@@ -73,19 +74,32 @@ def generate(
     requests: Sequence[Request],
     sampling: Sampling,
     trainer: LightningTrainer,
+    engine: Engine = OwnLoop(),
     *,
     stop: tuple[str, ...] = (),
     label: str = "generate",
 ) -> list[Generation]:
-    """One generation for each request, in the order given, by the trainer's engine.
+    """Generate once for each request, with ``engine``.
 
-    Raises ``ModelError`` where a request exceeds the context.
+    Args:
+        model: The model to generate with.
+        requests: What it reads, and the keys of what it samples.
+        sampling: How to choose tokens, and how many at most.
+        trainer: The device, the bound of a batch, and what an earlier attempt has made.
+        engine: What generates. Unless it is our own loop, it generates in the first process alone.
+        stop: Texts that end a generation, and are cut from it.
+        label: What a progress bar calls this call.
+
+    Returns:
+        The generations, in the order of the requests.
+
+    Raises:
+        ModelError: A request, with its new tokens, exceeds the context.
     """
     if not requests:
         return []
     longest = max(len(request.ids) for request in requests) + sampling.max_new_tokens
     check_context(model, longest, f"The longest request, with {sampling.max_new_tokens} new tokens,")
-    engine = trainer.engine or OwnLoop()
     if processes.rank() > 0 and not isinstance(engine, OwnLoop):
-        return []  # the first process does it alone
+        return []
     return engine.generate(model, requests, sampling, trainer, stop=stop, label=label)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import PositiveInt
+from pydantic import InstanceOf, PositiveInt
 
 from tskd.engines.client import Answer, Server
+from tskd.engines.engine import Engine, check_engine
 from tskd.errors import ConfigError
 from tskd.models.generation import Generation, Request, Sampling, before_any
 from tskd.models.weights import LanguageModel
@@ -25,7 +26,7 @@ class ServerEngine(Server):
     """
 
     models: dict[str, str] = field(hash=False)
-    otherwise: Any  # an Engine
+    otherwise: InstanceOf[Engine]
     key_variable: str | None = field(default=None, compare=False)
     concurrency: PositiveInt = field(default=32, compare=False)
 
@@ -45,8 +46,7 @@ class ServerEngine(Server):
                 f"`engine.models` names {', '.join(unknown)}, and the run has {', '.join(dict.fromkeys(there))}; "
                 f"use these, which are names of checkpoints and paths of adapters."
             )
-        if (check := getattr(self.otherwise, "check", None)) is not None:
-            check([model for model in models if _known_as(model) not in self.models], rank)
+        check_engine(self.otherwise, [model for model in models if _known_as(model) not in self.models], rank)
         super().check()
 
     def generate(
@@ -62,8 +62,7 @@ class ServerEngine(Server):
         """One generation for each request, in their order."""
         name = self.models.get(_known_as(model))
         if name is None:
-            made: list[Generation] = self.otherwise.generate(model, requests, sampling, trainer, stop=stop, label=label)
-            return made
+            return self.otherwise.generate(model, requests, sampling, trainer, stop=stop, label=label)
         bodies = [
             {"model": name, "prompt": _readable(model, request.ids), **_settings(sampling, request.key, stop)}
             for request in requests

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 from peft import PeftConfig
 from pydantic import PositiveFloat, PositiveInt
 
-from tskd.engines.engine import noted
 from tskd.errors import ConfigError, ModelError, one_line
 from tskd.models.checkpoint import adapter_folder
 from tskd.models.generation import Ending, Generation, Request, Sampling
@@ -83,7 +82,8 @@ class Vllm:
         label: str,
     ) -> list[Generation]:
         """Raises ``ModelError`` where vLLM cannot load the model or the adapter, or has no room for a request."""
-        made, note = noted(trainer, [self, model, repr(requests), sampling, stop])
+        found, note = trainer.recall([self, model, repr(requests), sampling, stop])
+        made = {i: Generation(*each) for i, each in found.items()}
         left = iter([i for i in range(len(requests)) if i not in made])
         while part := list(islice(left, self.texts_per_call)):
             interrupts.check()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop
 from tskd.models.encoding import check_context, encode_prefix
 from tskd.models.weights import LanguageModel
 from tskd.modules.trainer import LightningTrainer
@@ -37,6 +39,7 @@ class ExactMatch:
     questions: Sequence[Question]
     trainer: LightningTrainer
     max_new_tokens: int
+    engine: Engine = OwnLoop()
 
     def __call__(self, model: LanguageModel) -> list[Graded]:
         return [
@@ -61,5 +64,5 @@ class ExactMatch:
         return longest
 
     def _responses(self, model: LanguageModel) -> list[str]:
-        answer = Answer(model, self.trainer, seed=0, max_new_tokens=self.max_new_tokens)
+        answer = Answer(model, self.trainer, seed=0, max_new_tokens=self.max_new_tokens, engine=self.engine)
         return [response.text for response in answer([question.prompt for question in self.questions])]

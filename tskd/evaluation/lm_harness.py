@@ -16,7 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tskd.engines.own import generate
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop, generate
 from tskd.errors import ConfigError
 from tskd.models.encoding import TokenSequence, check_context, encode_prefix
 from tskd.models.generation import Request, Sampling
@@ -41,10 +42,12 @@ class HarnessEvaluator:
     questions: Sequence[Question]
     trainer: LightningTrainer
     max_new_tokens: int
+    engine: Engine = OwnLoop()
 
     def key_content(self) -> list[Any]:
         files = [file for file in sorted(TASKS.iterdir()) if file.is_file()]  # the harness reads them by their names
-        return [self.task, self.questions, self.trainer, self.max_new_tokens, files, version("lm_eval")]
+        told = [self.task, self.questions, self.trainer, self.max_new_tokens, self.engine]
+        return [*told, files, version("lm_eval")]
 
     def __post_init__(self) -> None:
         try:
@@ -77,7 +80,7 @@ class HarnessEvaluator:
             if settings.output_type == "generate_until":
                 settings.generation_kwargs["max_gen_toks"] = self.max_new_tokens
             results = lm_eval.evaluate(
-                _in_memory(model, self.trainer),
+                _in_memory(model, self.trainer, self.engine),
                 tasks,
                 apply_chat_template=True,
                 fewshot_as_multiturn=harness.num_fewshot > 0,
@@ -110,7 +113,7 @@ class HarnessEvaluator:
         return longest
 
 
-def _in_memory(model: LanguageModel, trainer: LightningTrainer) -> Any:
+def _in_memory(model: LanguageModel, trainer: LightningTrainer, engine: Engine) -> Any:
     from lm_eval.api.model import TemplateLM
 
     class InMemory(TemplateLM):  # type: ignore[misc]
@@ -132,7 +135,8 @@ def _in_memory(model: LanguageModel, trainer: LightningTrainer) -> Any:
             settings = requests[0].args[1]  # one task's, so those of all
             read = [Request(encode_prefix(model, request.args[0])) for request in requests]
             sampling, stop = Sampling(settings["max_gen_toks"]), tuple(settings["until"])
-            return [found.text for found in generate(model, read, sampling, trainer, stop=stop, label="evaluate")]
+            made = generate(model, read, sampling, trainer, engine, stop=stop, label="evaluate")
+            return [each.text for each in made]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)  # a bar over the encoding alone

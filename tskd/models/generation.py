@@ -1,9 +1,4 @@
-"""What is asked of an engine that generates text, and what it gives: all that a new one has to know.
-
-An engine is a frozen dataclass in a file of its own, and a YAML in ``conf/engine`` that names it. It may have
-``check(models, rank)`` too, which is called before any weights are loaded: it raises ``ConfigError`` or ``ModelError``
-where it cannot speak with one of ``models``, or with a LoRA adapter of ``rank``.
-"""
+"""What an engine that generates text is asked, and what it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,9 +4,10 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
@@ -22,8 +23,6 @@ from tskd.errors import ConfigError, ModelError, one_line
 from tskd.models.memory import available_memory, free_memory
 from tskd.models.weights import Weights
 from tskd.runtime import gpus, interrupts, processes
-from tskd.storage.fingerprint import cache_key, key_content
-from tskd.storage.journal import Journal
 
 for _name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)  # a banner about devices before each stage
@@ -72,7 +71,7 @@ class Resident(pl.LightningModule):
         raise NotImplementedError
 
     def content(self) -> Any:
-        """What decides the results, for a journal to know them again; ``None`` where they are not worth noting."""
+        """Return what decides the results, for a journal to find them; ``None`` if they are not worth keeping."""
         return None
 
     def from_journal(self, noted: Any) -> Any:
@@ -154,23 +153,21 @@ class _Bar(pl.Callback):
         self._bar = tqdm(desc=module.label, total=total, unit=unit, leave=False, dynamic_ncols=True)
 
 
+class _EachEpoch(pl.Callback):
+    """Hand the end of each epoch of a training to ``save``."""
+
+    def __init__(self, save: Callable[[Callable[[Path], None]], None]) -> None:
+        self.save = save
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer.save_checkpoint)
+
+
 class _InPlace(TorchCheckpointIO):
     """Checkpoints are written where they belong; Lightning's are in memory and in the temporary folder before that."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         torch.save(checkpoint, path)
-
-
-class _EachEpoch(pl.Callback):
-    """A checkpoint in the journal after each epoch; one process writes it, for all hold the same."""
-
-    def __init__(self, journal: Journal, key: str) -> None:
-        self.journal = journal
-        self.key = key
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if processes.rank() == 0:
-            self.journal.replace_checkpoint(self.key, trainer.save_checkpoint)
 
 
 @dataclass(frozen=True)
@@ -180,8 +177,7 @@ class LightningTrainer:
     ``None`` is 32768, or on a GPU one token per MB of its memory: a key-value cache takes 0.02 to 0.5 MB for each.
     ``sharded``: of each layer of a model, every process holds a part only, as long as it does not compute with it.
     ``keep_models``: whether models stay loaded for the stages and jobs to come, ``None`` while memory allows.
-    ``engine`` generates text, ``None`` being our own loop.
-    ``journal`` is where passes and training note how far they are, so that they can go on there; ``None``: nowhere.
+    It keeps nothing on disk; ``tskd.modules.resume.ResumableTrainer`` does, and goes on there.
     """
 
     accelerator: str = "auto"
@@ -191,8 +187,6 @@ class LightningTrainer:
     max_batch_tokens: PositiveInt | None = None
     keep_models: bool | None = None
     progress: bool | None = None
-    engine: Any = None
-    journal: Journal | None = None
 
     def __post_init__(self) -> None:
         if self.devices != processes.count():
@@ -207,8 +201,7 @@ class LightningTrainer:
             )
 
     def key_content(self) -> list[Any]:
-        is_default = key_content(self.engine) is None
-        return [self.device.type, self.precision, *([] if is_default else [self.engine])]
+        return [self.device.type, self.precision]
 
     @property
     def shows_progress(self) -> bool:
@@ -255,16 +248,11 @@ class LightningTrainer:
             weights.release()
 
     def predict(self, module: Resident, batches: Sequence[list[int]]) -> dict[int, Any]:
-        """What ``module`` made of each input, by index, once it has seen all batches of them.
+        """Compute the result of each input of ``batches`` that ``module`` has none of yet.
 
-        What the journal has of an earlier attempt is not computed again; the other batches are the same as then.
+        Returns:
+            All results of ``module``, by the index of the input.
         """
-        if self.journal is not None and (content := module.content()) is not None:
-            key = cache_key([type(module), content])
-            # Read in one process, for all have to leave out the same; another may have begun to write already.
-            noted = processes.all_gather(self.journal.read(key) if processes.rank() == 0 else {})
-            module.results = {i: module.from_journal(result) for i, result in noted.items()}
-            module.note = partial(self.journal.add, key)
         left = [rest for batch in batches if (rest := [i for i in batch if i not in module.results])]
         if mine := processes.shard(left, module.in_step):
             # What a sharded model gathers in inference mode could never be trained with.
@@ -272,18 +260,32 @@ class LightningTrainer:
             trainer.predict(module, epoch_loader(mine), return_predictions=False)
         return processes.all_gather(module.results)
 
-    def fit(self, module: Resident, epochs: int) -> None:
+    def fit(
+        self,
+        module: Resident,
+        epochs: int,
+        checkpoint: Path | None = None,
+        save: Callable[[Callable[[Path], None]], None] | None = None,
+    ) -> None:
         """Train ``module`` on its own ``train_dataloader``, made anew for each epoch.
 
-        Of an earlier attempt that the journal has, the epochs that were finished are not done again.
+        Args:
+            module: What is trained.
+            epochs: How many times it goes through its data.
+            checkpoint: Where to go on, at the end of an epoch.
+            save: Called at the end of each epoch with a function that writes a checkpoint to a path.
         """
-        callbacks, start = list[pl.Callback](), None
-        if self.journal is not None and (content := module.content()) is not None:
-            key = cache_key([type(module), content])
-            found = processes.all_gather({0: self.journal.checkpoint(key)} if processes.rank() == 0 else {})
-            start, callbacks = found[0], [_EachEpoch(self.journal, key)]
+        callbacks = [] if save is None else [_EachEpoch(save)]
         trainer = self._make(callbacks, max_epochs=epochs, reload_dataloaders_every_n_epochs=1)
-        trainer.fit(module, ckpt_path=start, weights_only=True)
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+
+    def recall(self, content: Any) -> tuple[dict[int, Any], Callable[[Mapping[int, Any]], None]]:
+        """Return what an earlier attempt kept of the work that ``content`` decides, and what keeps more of it.
+
+        Returns:
+            The results as plain JSON, by index, and a function that keeps further ones; here nothing is kept.
+        """
+        return {}, lambda results: None
 
     def _devices(self) -> int | list[int]:
         """How many, or where it matters which, their numbers."""

@@ -29,8 +29,9 @@ from typing import Any
 
 from rich.table import Table
 
-from tskd.config.build import build
-from tskd.engines.own import generate
+from tskd.config.build import Run, build
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop, generate
 from tskd.errors import ConfigError, RunFolderError, TaskError
 from tskd.models.encoding import check_context
 from tskd.models.generation import Request, Sampling
@@ -138,12 +139,12 @@ def evaluate(folder: Path, allow_code_execution: bool = False, allow: Sequence[s
     names = run_folder.graded_as(run.adapter.parent.name)
     files = {voice: folder / "evalplus" / f"{name}.jsonl" for voice, name in names.items()}
     if unwritten := [voice for voice, file in files.items() if not file.is_file()]:
-        models, trainer = models_of(run, allow)
+        models, made = models_of(run, allow)
         for voice in unwritten:
             check_room(models[voice], problems.all)
         _make_private(folder / "evalplus")
         for voice in unwritten:
-            write_samples(files[voice], models[voice], problems, trainer)
+            write_samples(files[voice], models[voice], problems, made.trainer, made.engine)
     samples = {voice: _samples(file, problems) for voice, file in files.items()}
     ungraded = [file for file in files.values() if not results_file(file).is_file()]
     if ungraded and not allow_code_execution:
@@ -184,8 +185,8 @@ def read_problems() -> Problems:
         ) from error
 
 
-def models_of(run: FinishedRun, allow: Sequence[str] = ()) -> tuple[dict[str, LanguageModel], LightningTrainer]:
-    """The run's four voices, checked and not loaded, and its trainer, on one device.
+def models_of(run: FinishedRun, allow: Sequence[str] = ()) -> tuple[dict[str, LanguageModel], Run]:
+    """The run's four voices, checked and not loaded, and the run itself, on one device.
 
     What the run's folder allows does not count, for it may have come from elsewhere; only ``allow`` does.
     """
@@ -199,7 +200,7 @@ def models_of(run: FinishedRun, allow: Sequence[str] = ()) -> tuple[dict[str, La
     made.check_models()
     made.target.weights.check_adapter(str(run.adapter))
     tuned = LanguageModel(made.target.weights, str(run.adapter))
-    return dict(zip(VOICES, (made.base, made.teacher, made.target, tuned), strict=True)), made.trainer
+    return dict(zip(VOICES, (made.base, made.teacher, made.target, tuned), strict=True)), made
 
 
 def check_room(model: LanguageModel, problems: Sequence[Problem]) -> None:
@@ -208,9 +209,11 @@ def check_room(model: LanguageModel, problems: Sequence[Problem]) -> None:
     check_context(model, longest + MAX_NEW_TOKENS, f"EvalPlus's longest problem, with {MAX_NEW_TOKENS} new tokens,")
 
 
-def write_samples(file: Path, model: LanguageModel, problems: Problems, trainer: LightningTrainer) -> None:
+def write_samples(
+    file: Path, model: LanguageModel, problems: Problems, trainer: LightningTrainer, engine: Engine = OwnLoop()
+) -> None:
     """Have ``model`` solve all problems, and write its code, sanitized by EvalPlus, to ``file``."""
-    texts = solutions(model, problems.all, trainer, label=f"EvalPlus, {file.stem}")
+    texts = solutions(model, problems.all, trainer, f"EvalPlus, {file.stem}", engine)
     samples = [
         Sample(problem.id, _sanitized(text, problem), problems.digest)
         for problem, text in zip(problems.all, texts, strict=True)
@@ -220,13 +223,17 @@ def write_samples(file: Path, model: LanguageModel, problems: Problems, trainer:
 
 
 def solutions(
-    model: LanguageModel, problems: Sequence[Problem], trainer: LightningTrainer, label: str = "EvalPlus"
+    model: LanguageModel,
+    problems: Sequence[Problem],
+    trainer: LightningTrainer,
+    label: str = "EvalPlus",
+    engine: Engine = OwnLoop(),
 ) -> list[str]:
     """A greedy solution of each problem, cut where EvalPlus cuts. One that goes on with the problem begins with it."""
     is_chat = isinstance(model.template, Chat)
     stop = STOPS_OF_BLOCK if is_chat else STOPS_OF_COMPLETION
     requests = [request(model, problem) for problem in problems]
-    written = generate(model, requests, Sampling(MAX_NEW_TOKENS), trainer, stop=stop, label=label)
+    written = generate(model, requests, Sampling(MAX_NEW_TOKENS), trainer, engine, stop=stop, label=label)
     made = [each.text.replace("\t", "    ") for each in written]
     if is_chat:
         return made

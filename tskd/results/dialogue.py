@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from rich.text import Text
 
 from tskd.config import saved, schema, trust
-from tskd.config.build import make_trainer
+from tskd.config.build import make_engine, make_trainer
+from tskd.engines.engine import Engine
 from tskd.errors import ConfigError, RunFolderError
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.weights import LanguageModel, Weights
@@ -33,6 +34,7 @@ class BeforeAndAfter:
     before: LanguageModel
     after: LanguageModel
     trainer: LightningTrainer
+    engine: Engine
     response_tokens: int
 
     @classmethod
@@ -48,15 +50,17 @@ class BeforeAndAfter:
         adapter = str(folder.absolute() / trained.path)
         weights = Weights(schema.make(Checkpoint, settings["target"]["checkpoint"], "target.checkpoint"))
         weights.check_adapter(adapter)
-        trainer = make_trainer({**settings["trainer"], "devices": 1, "progress": False}, settings.get("engine"))
+        trainer = make_trainer({**settings["trainer"], "devices": 1, "progress": False})
+        engine = make_engine(settings.get("engine"), trainer)
         longest = settings["task"]["response_tokens"]
-        return cls(LanguageModel(weights), LanguageModel(weights, adapter), trainer, longest)
+        return cls(LanguageModel(weights), LanguageModel(weights, adapter), trainer, engine, longest)
 
     def answers(self, prompt: Prompt, seed: int, max_new_tokens: int, temperature: float) -> Iterator[Response]:
         """The response before, then the one after; ``seed`` decides what is sampled."""
         for model in (self.before, self.after):
             try:
-                (response,) = Answer(model, self.trainer, seed, max_new_tokens, temperature)([prompt])
+                answer = Answer(model, self.trainer, seed, max_new_tokens, temperature, engine=self.engine)
+                (response,) = answer([prompt])
             except SystemExit:  # how Lightning ends when Ctrl-C is pressed
                 raise KeyboardInterrupt from None
             yield response

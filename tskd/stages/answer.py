@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from tskd.engines.own import generate
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop, generate
 from tskd.errors import ConfigError
 from tskd.models.encoding import encode_prefix
 from tskd.models.generation import Request, Sampling
@@ -25,6 +26,7 @@ class Answer:
     max_new_tokens: PositiveInt = 128
     temperature: NonNegativeFloat = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    engine: Engine = OwnLoop()
 
     def __call__(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One response for each prompt, in the order given; one that the limit cut is marked unfinished."""
@@ -35,7 +37,7 @@ class Answer:
             for prompt in prompts
         ]
         sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
-        answers = generate(self.teacher, requests, sampling, self.trainer, label="answer")
+        answers = generate(self.teacher, requests, sampling, self.trainer, self.engine, label="answer")
         return [
             Response(prompt, answer.text.strip(), answer.finished, answer.tokens)
             for prompt, answer in zip(prompts, answers, strict=True)

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop
 from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.metrics.accuracy import by_split
 from tskd.models.checkpoint import Checkpoint
@@ -75,6 +77,7 @@ class Finetuned:
         trainer: LightningTrainer,
         folder: Path,
         log_step: StepLog | None = None,
+        engine: Engine = OwnLoop(),
     ) -> dict[str, Any]:
         """Train the teacher, evaluate it beside its base, and put it all into ``folder``, whole or not at all.
 
@@ -89,7 +92,8 @@ class Finetuned:
         with _room_beside(folder) as room:
             made = Path(room) / folder.name
             answers = {"base": evaluate(base)}  # first: what cannot be evaluated need not be trained
-            train = TrainLora(base, trainer, Path(room), self.seed, self.lora, self.replay, log_step)
+            told = (base, trainer, Path(room), self.seed, self.lora, self.replay, log_step)
+            train = TrainLora(*told, engine=engine)
             responses = [Response(question.prompt, str(question.answer)) for question in examples]
             trained = train.learn(responses, Path(folder.name))
             answers["teacher"] = evaluate(LanguageModel(base.weights, str(made)))

@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from tskd.engines.own import generate
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop, generate
 from tskd.errors import ConfigError, EmptySelection, RunFolderError
 from tskd.models.checkpoint import adapter_folder
 from tskd.models.encoding import TokenSequence, encode_prefix, encode_response, encode_text
@@ -65,6 +66,7 @@ class TrainLora:
     not_finite: Literal["stop", "drop"] = "stop"
     min_examples: PositiveInt = 1
     fill_epoch_to: PositiveInt | None = None
+    engine: Engine = OwnLoop()
 
     def __post_init__(self) -> None:
         if self.target.adapter is not None:
@@ -146,7 +148,7 @@ class TrainLora:
             return [], 0
         requests = [Request(encode_prefix(self.target, self.target.template.prefix(prompt))) for prompt in dropped]
         sampling = Sampling(self.replay.max_new_tokens)
-        answers = generate(self.target, requests, sampling, self.trainer, label="replay")
+        answers = generate(self.target, requests, sampling, self.trainer, self.engine, label="replay")
         sequences = [
             encode_response(self.target, prompt, answer.text.strip(), answer.finished)
             for prompt, answer in zip(dropped, answers, strict=True)
@@ -158,7 +160,7 @@ class TrainLora:
         start = (self.target.start_token,)
         requests = [Request(start, f"{self.seed}/replay/{i}") for i in range(self.replay.num_texts)]
         sampling = Sampling(self.replay.max_new_tokens, temperature=1.0)
-        texts = generate(self.target, requests, sampling, self.trainer, label="replay")
+        texts = generate(self.target, requests, sampling, self.trainer, self.engine, label="replay")
         return [self._free_text(text.text.strip(), text.finished) for text in texts], sum(text.tokens for text in texts)
 
     def _free_text(self, text: str, finished: bool) -> TokenSequence:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tskd.engines.client import Server
-from tskd.engines.own import generate
+from tskd.engines.engine import Engine
+from tskd.engines.own import OwnLoop, generate
 from tskd.engines.server import _generation, _settings
 from tskd.models.encoding import check_context, encode_prefix
 from tskd.models.generation import Generation, Request, Sampling
@@ -41,6 +42,7 @@ class LocalWriter:
 
     model: LanguageModel
     trainer: LightningTrainer
+    engine: Engine = OwnLoop()
 
     @property
     def name(self) -> str:
@@ -54,7 +56,7 @@ class LocalWriter:
         self, texts: Sequence[str], keys: Sequence[str], sampling: Sampling, *, stop: tuple[str, ...], label: str
     ) -> list[Generation]:
         requests = [Request(encode_prefix(self.model, text), key) for text, key in zip(texts, keys, strict=True)]
-        return generate(self.model, requests, sampling, self.trainer, stop=stop, label=label)
+        return generate(self.model, requests, sampling, self.trainer, self.engine, stop=stop, label=label)
 
     def check_length(self, text: str, new_tokens: int, what: str) -> None:
         check_context(self.model, len(encode_prefix(self.model, text)) + new_tokens, what)

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from tests import tiny
 from tskd import check
 from tskd.config import hydra_plugins, inspection, saved, schema
+from tskd.config.build import attempt
 from tskd.config.inspection import findings
 
 SMALL = [
@@ -61,8 +62,26 @@ WRONG = {
 }
 
 
-def test_everything_that_can_be_set_is_checked():
-    assert {each.name for each in fields(schema.Schema)} == {name for step in inspection.STEPS for name in step}
+# A wrong value of each setting at the root: building it notes the error, and goes on.
+WRONG_ROOT = {field.name: {"wrong": "value"} for field in fields(schema.Schema)} | {"store": 3, "allow": "*"}
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_ROOT.items())
+def test_everything_that_can_be_set_is_checked_and_the_rest_is_built(tmp_path, name, value):
+    made = attempt(composed() | {name: value}, tmp_path)
+    assert made.errors
+    assert {name} <= made.wrong <= {name, "threshold", "selection", "trainer", "engine"}
+    assert any(f"`{name}" in str(line) for error in made.errors for line in error.args)
+    assert vars(made.run.settings)[name] != value
+
+
+def test_a_configuration_is_built_once(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(inspection, "attempt", lambda *args, **kwargs: built.append(0) or attempt(*args, **kwargs))
+    monkeypatch.setattr("tskd.config.cost_estimate.build", lambda *_: pytest.fail("built again"))
+    assert [] == found(tmp_path).problems
+    assert found(tmp_path, "iterations=0", "stop.coverage=2").problems
+    assert [0, 0] == built
 
 
 @pytest.mark.parametrize("right", ["iterations=auto", "training=diff_vector target=atlas_llama"])

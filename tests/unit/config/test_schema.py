@@ -1,5 +1,6 @@
 """The configuration: every option composes and can be built, and what is wrong is said before anything loads."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,12 +10,13 @@ from omegaconf import OmegaConf
 
 from tests import tiny
 from tskd import experiment
-from tskd.config import hydra_plugins
+from tskd.config import hydra_plugins, schema
 from tskd.engines.continuous_batching import ContinuousBatching
 from tskd.engines.own import OwnLoop
 from tskd.errors import ConfigError, ModelError, TskdError
 from tskd.stages.coverage import Covered
 from tskd.storage import atomic_files
+from tskd.storage.fingerprint import cache_key
 from tskd.tuneshift import never
 
 CONF = Path(hydra_plugins.folder())
@@ -136,12 +138,19 @@ def test_models_that_do_not_belong_together_are_refused(tmp_path, overrides, sai
 
 
 def test_every_stage_generates_with_the_engine_that_is_set(tmp_path):
-    assert built(tmp_path).trainer.engine == OwnLoop()
+    assert built(tmp_path).engine == OwnLoop()
     made = built(tmp_path, "engine=continuous_batching")
     users = (made, made.stages.expand.writer, made.stages.answer, made.stages.train, made.evaluator)
-    assert {ContinuousBatching()} == {user.trainer.engine for user in users}
+    assert {ContinuousBatching()} == {user.engine for user in users}
     without = {key: value for key, value in composed().items() if key != "engine"}  # a run of before it could be set
-    assert experiment.build(without, tmp_path).trainer.engine is None
+    assert experiment.build(without, tmp_path).engine == OwnLoop()
+
+
+def test_an_engine_is_part_of_the_key_of_texts_and_not_of_scores(tmp_path):
+    own, paged = (built(tmp_path, *given).stages for given in ([], ["engine=continuous_batching"]))
+    assert cache_key(own.score) == cache_key(paged.score)
+    for stage in ("expand", "answer", "train"):
+        assert cache_key(getattr(own, stage)) != cache_key(getattr(paged, stage))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +235,29 @@ def test_a_rule_of_ones_own_is_a_dataclass_named_by_its_target(tmp_path, monkeyp
     assert ("KeepNone", 0.3) == (type(made.stages.select.rule).__name__, made.stages.select.rule.threshold)
     with pytest.raises(ConfigError, match="which is no dataclass"):
         built(tmp_path, "selection._target_=my_rules.Bare", "allow=[other,my_rules]")
+
+
+def test_only_the_types_of_what_is_set_need_be_known(tmp_path, monkeypatch):
+    (tmp_path / "my_kinds.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n"
+        "    from nowhere import Model\n"
+        "@dataclass(frozen=True)\n"
+        "class Base:\n"
+        "    model: Model\n"
+        "    size: int\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Base):\n"
+        "    name: str = 'mine'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("my_kinds").Mine
+    assert kind(model=None, size=3) == schema.make(kind, {"size": "3"}, "x", model=None)
+    with pytest.raises(ConfigError, match="`x.size` is 'big': .*`x.name` is 1: .*`x.model` is missing") as error:
+        schema.make(kind, {"size": "big", "name": 1}, "x")
+    assert len(error.value.args) == 3
 
 
 def test_an_adapter_for_fewer_layers_is_refused(tmp_path):

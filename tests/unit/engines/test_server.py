@@ -107,8 +107,8 @@ def test_what_generates_by_the_configuration_is_the_server_for_whom_it_names(ser
     _, run = built(tmp_path, *served)
     run.check_models()
     requests = [Request(encode_prefix(run.base, "Question: one?"))]
-    assert " from the server" == own.generate(run.base, requests, Sampling(4), run.trainer)[0].text
-    assert " from the server" != own.generate(run.teacher, requests, Sampling(4), run.trainer)[0].text
+    assert " from the server" == own.generate(run.base, requests, Sampling(4), run.trainer, run.engine)[0].text
+    assert " from the server" != own.generate(run.teacher, requests, Sampling(4), run.trainer, run.engine)[0].text
     assert 1 == len(stub.requests)
     _, run = built(tmp_path, *served, "+engine.otherwise.merge_adapter=true", "target.checkpoint.device_map=auto")
     with pytest.raises(ConfigError, match="`engine.merge_adapter` cannot copy 'atlas_neox'"):

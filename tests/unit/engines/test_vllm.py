@@ -15,6 +15,7 @@ from tskd.errors import ConfigError, ModelError
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.generation import Generation, Request, Sampling
 from tskd.models.weights import LanguageModel, Weights
+from tskd.modules.resume import ResumableTrainer
 from tskd.runtime import processes
 from tskd.storage.journal import Journal
 
@@ -71,7 +72,7 @@ def stand_in(monkeypatch):
 
 @pytest.fixture
 def by_vllm(stand_in, trainer):
-    return replace(trainer, engine=Vllm())
+    return trainer, Vllm()
 
 
 def ids(model, text):
@@ -88,14 +89,14 @@ def test_texts_are_cut_at_the_first_end_in_the_order_of_the_requests(llama, by_v
     model = LanguageModel(tiny.weights(llama))
     end = (model.tokenizer.eos_token_id,)
     requests = [Request(ids(model, "one two")), Request((*ids(model, "on"), *end)), Request(ids(model, "e"))]
-    made = generate(model, requests, Sampling(9), by_vllm, stop=(" t",))
+    made = generate(model, requests, Sampling(9), *by_vllm, stop=(" t",))
     assert made == [Generation("one", True, 5), Generation("on", True, 3), Generation("e", False, 1)]
     assert not model.weights.is_loaded
 
 
 def test_each_request_has_a_seed_that_follows_from_its_key(llama, by_vllm, stand_in):
     model = LanguageModel(tiny.weights(llama))
-    generate(model, [Request((5,), key) for key in "aab"], Sampling(9, 0.7, 0.9), by_vllm)
+    generate(model, [Request((5,), key) for key in "aab"], Sampling(9, 0.7, 0.9), *by_vllm)
     (params, lora), *_ = stand_in.made[0].calls
     assert params[0] == params[1]
     assert params[0] == replace(params[2], seed=params[0].seed)
@@ -113,9 +114,9 @@ def test_a_checkpoint_is_loaded_once_and_makes_room_and_adapters_go_with_the_cal
     assert other.model is not None
     adapters = [str(adapter), str(tiny.save_adapter(llama, tmp_path, seed=9)), str(adapter)]
     for each in (None, *adapters):
-        generate(LanguageModel(weights, each), [Request((5,))], Sampling(9), by_vllm)
+        generate(LanguageModel(weights, each), [Request((5,))], Sampling(9), *by_vllm)
     tiny.save_adapter(llama, tmp_path, seed=10)
-    generate(LanguageModel(weights, adapters[1]), [Request((5,))], Sampling(9), by_vllm)
+    generate(LanguageModel(weights, adapters[1]), [Request((5,))], Sampling(9), *by_vllm)
     (llm,) = stand_in.made
     assert not other.is_loaded
     assert (str(llama), "float32", 0.3, -1, True, 64) == (
@@ -129,7 +130,7 @@ def test_a_checkpoint_is_loaded_once_and_makes_room_and_adapters_go_with_the_cal
 
 def test_its_copy_goes_with_the_weights(llama, by_vllm):
     weights = tiny.weights(llama)
-    generate(LanguageModel(weights), [Request((5,))], Sampling(9), by_vllm)
+    generate(LanguageModel(weights), [Request((5,))], Sampling(9), *by_vllm)
     assert len(vllm._running) == 1
     del weights
     assert len(vllm._running) == 0
@@ -137,8 +138,8 @@ def test_its_copy_goes_with_the_weights(llama, by_vllm):
 
 def test_a_call_that_was_broken_off_goes_on_after_the_last_texts_that_were_noted(llama, by_vllm, tmp_path, monkeypatch):
     model, requests = LanguageModel(tiny.weights(llama)), [Request((5, each)) for each in range(6, 13)]
-    whole = generate(model, requests, Sampling(9), by_vllm)
-    noting = replace(by_vllm, engine=Vllm(texts_per_call=3), journal=Journal(tmp_path))
+    whole = generate(model, requests, Sampling(9), *by_vllm)
+    noting = ResumableTrainer("cpu", progress=False, journal=Journal(tmp_path)), Vllm(texts_per_call=3)
     real, sizes = LLM.generate, []
 
     def killed_in_the_third_call(self, prompts, *rest, **named):
@@ -149,12 +150,12 @@ def test_a_call_that_was_broken_off_goes_on_after_the_last_texts_that_were_noted
 
     monkeypatch.setattr(LLM, "generate", killed_in_the_third_call)
     with pytest.raises(KeyboardInterrupt):
-        generate(model, requests, Sampling(9), noting)
+        generate(model, requests, Sampling(9), *noting)
     assert [3, 3] == sizes
     sizes.clear()
-    assert whole == generate(model, requests, Sampling(9), noting)
+    assert whole == generate(model, requests, Sampling(9), *noting)
     assert [1] == sizes
-    assert whole == generate(model, requests, Sampling(9), noting)
+    assert whole == generate(model, requests, Sampling(9), *noting)
     assert [1] == sizes
 
 
@@ -164,7 +165,7 @@ def test_what_vllm_says_is_one_line(llama, by_vllm, monkeypatch):
 
     monkeypatch.setattr(LLM, "__init__", fail)
     with pytest.raises(ModelError, match="Free memory is less than desired; see `engine.gpu_memory_utilization`"):
-        generate(LanguageModel(tiny.weights(llama)), [Request((5,))], Sampling(9), by_vllm)
+        generate(LanguageModel(tiny.weights(llama)), [Request((5,))], Sampling(9), *by_vllm)
 
 
 @pytest.mark.parametrize(

@@ -222,10 +222,13 @@ def test_places_devices_of_the_same_kind_and_batches_do_not_decide(llama, tmp_pa
 
 
 def test_the_engine_decides_where_it_is_not_our_own_loop_as_it_comes(llama, trainer):
-    def answer(**settings):
-        return key_content(Answer(LanguageModel(tiny.weights(llama)), replace(trainer, **settings), 0))
+    model = LanguageModel(tiny.weights(llama))
 
-    assert answer()["trainer"] == ["cpu", "32-true"] == answer(engine=OwnLoop())["trainer"]
+    def answer(**settings):
+        return key_content(Answer(model, trainer, 0, **settings))
+
+    assert answer()["trainer"] == ["cpu", "32-true"]
+    assert answer() == answer(engine=OwnLoop())
     others = [answer(engine=engine) for engine in (OwnLoop(merge_adapter=True), ContinuousBatching())]
     assert answer() != others[0] != others[1] != answer()
 
