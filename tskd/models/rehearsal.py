@@ -6,13 +6,12 @@ together; its numbers mean nothing.
 
 import hashlib
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tskd.errors import ConfigError
 from tskd.models.libraries import quiet_libraries
+from tskd.storage import atomic_files
 
 log = logging.getLogger(__name__)
 FOLDER = Path("outputs", ".rehearsal")
@@ -33,12 +32,10 @@ def stand_in(architecture: str, name: str) -> str:
     log.info("Rehearsal: a random %s stands in for %s. It proves the wiring, not the result.", architecture, name)
     folder = FOLDER / f"{name}-{architecture}"
     if not folder.is_dir():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        _make(architecture, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16), partial)
-        try:
-            partial.rename(folder)
-        except OSError:  # another job made the same one meanwhile
-            shutil.rmtree(partial)
+        with atomic_files.room_beside(folder) as room:
+            made = Path(room, folder.name)
+            _make(architecture, int(hashlib.sha256(name.encode()).hexdigest()[:8], 16), made)
+            atomic_files.put(made, folder, keep=True)
     return str(folder)
 
 

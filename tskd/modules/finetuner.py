@@ -7,9 +7,7 @@ the same: an answer to forgetting that needs no data (Bansal & Sanghavi 2025, ar
 
 import logging
 import math
-import os
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,11 +17,10 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tskd.errors import ConfigError, ModelError, cannot_write
+from tskd.errors import ConfigError, ModelError
 from tskd.models.encoding import TokenSequence, check_context
 from tskd.models.logprobs import token_kl, token_nll
 from tskd.models.networks import fused_nll, hidden_states, vocabulary_head
@@ -32,6 +29,7 @@ from tskd.modules.batches import PaddedBatch, by_length, pad_right, shuffled
 from tskd.modules.objectives import Loss
 from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
 from tskd.runtime import interrupts, processes
+from tskd.storage import atomic_files
 
 log = logging.getLogger(__name__)
 StepLog = Callable[[int, float], None]
@@ -397,16 +395,5 @@ def _checkpointing(network: Any, switch: Literal["enable", "disable"]) -> Callab
 
 
 def _save(network: Any, folder: Path) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    try:
+    with atomic_files.write_errors(f"the adapter {folder}"), atomic_files.replacing(folder) as partial:
         network.save_pretrained(str(partial), save_embedding_layers=False)
-        for file in partial.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())  # some file systems say only now that they are full
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise cannot_write(f"the adapter {folder}", error) from error

@@ -9,7 +9,6 @@ A card has settings, figures and names; prompts, responses and the paths of this
 import json
 import re
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tskd.errors import ModelError, RunFolderError
 from tskd.models.weights import Weights
 from tskd.results.finished_run import FinishedRun
 from tskd.results.model_card import TAG, card, public_name
+from tskd.storage.atomic_files import put, room_beside
 
 
 def export(folder: Path, out: Path | None = None, *, merged: bool = False, force: bool = False) -> Path:
@@ -30,16 +30,15 @@ def export(folder: Path, out: Path | None = None, *, merged: bool = False, force
     out = folder / "export" if out is None else out
     _check_free(out, force)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
-            partial = Path(name)
+        with room_beside(out) as room:
+            partial = Path(room)
             (_write_merged if merged else _write_adapter)(run, partial)
             (partial / "README.md").write_text(card(run, merged), encoding="utf-8")
             out.mkdir(exist_ok=True)
             for earlier in filter(Path.is_file, out.glob("[!.]*")):
                 earlier.unlink()
             for file in partial.iterdir():
-                file.replace(out / file.name)
+                put(file, out / file.name)
     except (OSError, SafetensorError) as error:
         raise RunFolderError(f"Cannot write to {out}: {error}. Make room, or choose another with --out.") from error
     return out

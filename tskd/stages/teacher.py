@@ -6,10 +6,10 @@ asks for the same. The same recipe on the *target* gives the upper bound of any 
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
@@ -90,7 +90,7 @@ class Finetuned:
         if not examples:
             raise ConfigError(f"{task.label} has no private examples to fine-tune a teacher on.")
         with _room_beside(folder) as room:
-            made = Path(room) / folder.name
+            made = Path(room, folder.name)
             answers = {"base": evaluate(base)}  # first: what cannot be evaluated need not be trained
             told = (base, trainer, Path(room), self.seed, self.lora, self.replay, log_step)
             train = TrainLora(*told, engine=engine)
@@ -102,11 +102,8 @@ class Finetuned:
             card = self._card(base, task, trained.loss, answers)
             atomic_files.write_text(made / "README.md", _model_card(card))
             atomic_files.write_json(made / CARD, card)
-            try:
-                made.rename(folder)
-            except OSError as error:
-                if not self.is_made(folder):  # by another job, meanwhile
-                    raise RunFolderError(f"Cannot write the teacher {folder}: {error.strerror}.") from error
+            with atomic_files.write_errors(f"the teacher {folder}"):
+                atomic_files.put(made, folder, keep=True)
         return atomic_files.read_json(dict, folder / CARD)
 
     @property
@@ -147,15 +144,14 @@ def check_base(adapter: str, base: Weights) -> None:
         )
 
 
-def _room_beside(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """A hidden folder from which a whole teacher can be moved to ``folder``."""
+def _room_beside(folder: Path) -> TemporaryDirectory[str]:
+    """Make a hidden folder from which a whole teacher can be moved to ``folder``."""
     if folder.exists():
         raise RunFolderError(
             f"{folder} is no whole teacher, for it has no {CARD}; move it away, or choose another `teacher.folder`."
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")
+        return atomic_files.room_beside(folder)
     except OSError as error:
         raise RunFolderError(
             f"Cannot write to {folder.parent}: {error.strerror}. Make room, or choose another `teacher.folder`."

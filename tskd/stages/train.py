@@ -2,7 +2,6 @@
 
 import logging
 import random
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +13,7 @@ from pydantic import PositiveInt
 
 from tskd.engines.engine import Engine
 from tskd.engines.own import OwnLoop, generate
-from tskd.errors import ConfigError, EmptySelection, RunFolderError
+from tskd.errors import ConfigError, EmptySelection
 from tskd.models.checkpoint import adapter_folder
 from tskd.models.encoding import TokenSequence, encode_prefix, encode_response, encode_text
 from tskd.models.generation import Request, Sampling
@@ -24,6 +23,7 @@ from tskd.modules.finetuner import LoraSettings, StepLog, finetune
 from tskd.modules.objectives import Loss, Objective
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Prompt, Response, Scored
+from tskd.storage import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -198,12 +198,6 @@ class DiffVector:
     def __call__(self, corpus: Sequence[Scored], dropped: Sequence[Scored], index: int) -> Adapter:
         """The adapter, copied to ``iteration_<index>/adapter`` of the run's folder."""
         path = Path(f"iteration_{index}") / "adapter"
-        partial = self.folder / path.with_name(".adapter.partial")
-        try:
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            shutil.copytree(adapter_folder(str(self.teacher.adapter)), partial)
-            shutil.rmtree(self.folder / path, ignore_errors=True)
-            partial.rename(self.folder / path)
-        except OSError as error:
-            raise RunFolderError(f"Cannot write {self.folder / path}: {error}; make room, then go on.") from error
+        with atomic_files.write_errors(self.folder / path):
+            atomic_files.copy_folder(adapter_folder(str(self.teacher.adapter)), self.folder / path)
         return Adapter(str(path), self.target.name, num_examples=0, loss=None)

@@ -1,17 +1,20 @@
-"""Files that are there whole or not at all, and how records are read from them."""
+"""Write files and folders whole or not at all, and read records from them."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
 from tskd.errors import RunFolderError, cannot_write
 
@@ -19,7 +22,7 @@ MAX_FOLDER_NAME = 100
 
 
 def short_name(text: str, otherwise: Any = "") -> str:
-    """A folder name that says ``text``: no separators, and a digest in the place of what is too much."""
+    """Return a folder name for ``text``: without separators, and with a digest if it is too long."""
     safe = re.sub(r"[^\w.,=+-]+", "_", text).strip("._") or str(otherwise)
     if len(safe) <= MAX_FOLDER_NAME and safe == text:
         return safe
@@ -31,20 +34,72 @@ def short_name(text: str, otherwise: Any = "") -> str:
 Record = TypeVar("Record")
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+def room_beside(goal: Path) -> TemporaryDirectory[str]:
+    """Make a hidden folder beside ``goal``, from which a file or folder can be moved there."""
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    return TemporaryDirectory(dir=goal.parent, prefix=f".{goal.name}-", ignore_cleanup_errors=True)
+
+
+def put(partial: Path, goal: Path, keep: bool = False) -> None:
+    """Move a written file or folder to ``goal``.
+
+    Args:
+        partial: what was written, in ``room_beside(goal)``.
+        goal: what is replaced.
+        keep: whether to keep a folder ``goal`` that another process has made meanwhile.
+    """
+    for file in partial.rglob("*") if partial.is_dir() else [partial]:
+        if file.is_file():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())  # some file systems report only now that they are full
+    if goal.is_dir() and not keep:
+        shutil.rmtree(goal)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        partial.replace(file)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise cannot_write(file, error) from error
+        partial.replace(goal)
+    except OSError:
+        if not (keep and goal.is_dir()):
+            raise
+
+
+@contextmanager
+def replacing(goal: Path) -> Iterator[Path]:
+    """Yield a path to write a file or folder to, and move it to ``goal`` when it is whole.
+
+    If an error is raised meanwhile, ``goal`` stays as it was, and nothing else is left.
+    """
+    with room_beside(goal) as room:
+        partial = Path(room, "partial")
+        yield partial
+        put(partial, goal)
+
+
+@contextmanager
+def write_errors(what: Any) -> Iterator[None]:
+    """Raise ``RunFolderError`` with ``what`` and the reason if it cannot be written."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch's for a full disk
+        raise cannot_write(what, error) from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    with write_errors(file), replacing(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def copy_folder(source: Path, goal: Path) -> None:
+    """Copy a folder whole or not at all, in the place of ``goal``.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    with replacing(goal) as partial:
+        shutil.copytree(source, partial)
 
 
 def write_json(file: Path, record: Any) -> None:

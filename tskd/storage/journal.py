@@ -15,8 +15,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from tskd.errors import cannot_write
 from tskd.runtime import processes
+from tskd.storage.atomic_files import put, room_beside, write_errors
 from tskd.storage.fingerprint import hash_file
 
 
@@ -41,14 +41,12 @@ class Journal:
         """Note ``results`` by index, plain values or dataclasses of them, on disk before this returns."""
         text = json.dumps(list(results.items()), default=astuple)
         file = self.folder / f"{key}.{processes.rank()}.jsonl"
-        try:
+        with write_errors(file):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with file.open("a", encoding="ascii") as out:
                 out.write(f"\n{hashlib.sha256(text.encode()).hexdigest()} {text}")  # what was broken off ends here
                 out.flush()
                 os.fsync(out.fileno())
-        except OSError as error:
-            raise cannot_write(file, error) from error
 
     def checkpoint(self, key: str) -> Path | None:
         """The newest whole checkpoint under ``key``, where there is one."""
@@ -61,19 +59,11 @@ class Journal:
 
     def replace_checkpoint(self, key: str, save: Callable[[Path], None]) -> None:
         """Keep what ``save`` writes under ``key``, and no checkpoint from before: those trainings are over."""
-        partial = self.folder / f".{key}.{os.getpid()}"
-        try:
+        with write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            save(partial)
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            old = list(self.folder.glob("*.ckpt"))
-            new = self.folder / f"{key}.{hash_file(partial)}.ckpt"
-            partial.replace(new)
-            for file in old:
-                if file != new:
-                    file.unlink(missing_ok=True)
-        except (OSError, RuntimeError) as error:  # the latter is torch's for a full disk
-            with suppress(OSError):
-                partial.unlink()
-            raise cannot_write(self.folder, error) from error
+            with room_beside(self.folder / key) as room:
+                save(partial := Path(room, "partial"))
+                new = self.folder / f"{key}.{hash_file(partial)}.ckpt"
+                put(partial, new)
+            for file in set(self.folder.glob("*.ckpt")) - {new}:
+                file.unlink(missing_ok=True)

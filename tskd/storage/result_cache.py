@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from tskd.errors import RunFolderError
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Screening
 from tskd.runtime import interrupts
+from tskd.storage import atomic_files
 from tskd.storage.fingerprint import cache_key, hash_adapter
 from tskd.tuneshift import Stages, ask_all
 
@@ -149,12 +150,8 @@ class Store:
             adapter: Adapter = _type_adapter(Adapter).validate_python(entry["result"])
             if not (run_folder / adapter.path).resolve().is_relative_to(run_folder.resolve()):
                 raise RunFolderError(f"The store's {file} would write to {adapter.path!r}; remove that file.")
-            try:
-                _copy_folder(weights, run_folder / adapter.path)
-            except OSError as error:
-                raise RunFolderError(
-                    f"Cannot write {run_folder / adapter.path}: {error}; make room, then go on."
-                ) from error
+            with atomic_files.write_errors(run_folder / adapter.path):
+                atomic_files.copy_folder(weights, run_folder / adapter.path)
             _touch(file)
             self.reused_seconds += entry["seconds"]
             return adapter
@@ -162,7 +159,7 @@ class Store:
         adapter = compute()
         seconds = time.monotonic() - started
         try:
-            _copy_folder(run_folder / adapter.path, weights)
+            atomic_files.copy_folder(run_folder / adapter.path, weights)
         except OSError as error:
             log.warning("The store cannot keep %s: %s.", key, error)
         else:
@@ -221,15 +218,12 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _write(file: Path, entry: dict[str, Any]) -> None:
-    """A store that cannot be written costs time, not the run."""
+    """Write an entry. If it cannot be written, log a warning: that costs time, not the run."""
     text = json.dumps(entry)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        partial.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
-        partial.replace(file)
+        with atomic_files.replacing(file) as partial:
+            partial.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}", encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         log.warning("The store cannot keep %s: %s.", file.name, error.strerror)
 
 
@@ -238,14 +232,6 @@ def _touch(file: Path) -> None:
     now = time.time_ns()
     with suppress(OSError):
         os.utime(file, ns=(now, now))
-
-
-def _copy_folder(source: Path, goal: Path) -> None:
-    partial = goal.with_name(f".{goal.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    shutil.rmtree(goal, ignore_errors=True)
-    partial.rename(goal)
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,9 @@ class RunFolder:
         return self.path / ".journal"
 
     def close(self) -> None:
-        """There is a result; how far each stage was is of no use any more."""
-        shutil.rmtree(self.journal, ignore_errors=True)
+        """Remove the journal, and adapters that killed processes left half-written: there is a result."""
+        for folder in (self.journal, *self.path.glob("iteration_*/.adapter-*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def history(self) -> list[Iteration]:
         """The iterations that have a row in ``metrics.jsonl``: those that are finished, evaluation included."""

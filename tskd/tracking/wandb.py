@@ -25,6 +25,7 @@ from pydantic import PositiveFloat, TypeAdapter
 from tskd.errors import ConfigError
 from tskd.records import Scored
 from tskd.runtime.secrets import hidden
+from tskd.storage import atomic_files
 
 log = logging.getLogger(__name__)
 
@@ -283,11 +284,8 @@ def _logged(folder: Path) -> Logged | None:
 
 
 def _note(folder: Path, logged: Logged) -> None:
-    file = _logged_file(folder)
-    file.parent.mkdir(exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(logged), indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with atomic_files.replacing(_logged_file(folder)) as partial:
+        partial.write_text(json.dumps(asdict(logged), indent=2) + "\n", encoding="utf-8")
 
 
 def _present(row: Numbers) -> dict[str, float | int]:
