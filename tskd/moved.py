@@ -60,6 +60,15 @@ def find(name: str) -> Any:
         return attributes_of(module)(attribute)
 
 
+def is_same(one: str, other: str) -> bool:
+    """Return whether two dotted names stand for one class, under an old and a new name."""
+    for old, new in ((one, other), (other, one)):
+        module, _, name = old.rpartition(".")
+        if any(new == f"{moved}.{name}" for moved in MOVED.get(module, ())):
+            return True
+    return False
+
+
 def attributes_of(old: str) -> Callable[[str], Any]:
     """Return the ``__getattr__`` of the module that was called ``old``."""
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tskd import moved
+from tskd.config import saved
 from tskd.config.build import build
 from tskd.engines.own import OwnLoop
 from tskd.storage.run_folder import RunFolder
@@ -18,6 +19,14 @@ def test_a_target_of_an_earlier_version_is_found():
         moved.find("tskd.modules.generator.Nothing")
     with pytest.raises(ImportError):
         moved.find("tskd.nothing.Nothing")
+
+
+def test_a_moved_class_is_no_difference_between_two_configurations():
+    old, new = (
+        {"engine": {"_target_": name}} for name in ("tskd.modules.generator.OwnLoop", "tskd.engines.own.OwnLoop")
+    )
+    assert [] == saved.differences(old, new) == saved.differences(new, old)
+    assert ["engine._target_"] == saved.differences(old, {"engine": {"_target_": "tskd.engines.vllm.Vllm"}})
 
 
 def test_a_module_of_an_earlier_version_can_be_imported():

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from tskd import moved
 from tskd.errors import ConfigError, RunFolderError
 from tskd.runtime import processes
 
@@ -59,9 +60,13 @@ def to_resume(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """The names of the settings that differ in a way that may change results, as dotted keys."""
+    """Return the dotted names of the settings that differ in a way that may change results.
+
+    A class that has moved within the package since one of the two was written is the same class.
+    """
     if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
-        return [] if one == other or where in FREE else [where]
+        is_class = where.endswith("_target_") and isinstance(one, str) and isinstance(other, str)
+        return [] if one == other or where in FREE or (is_class and moved.is_same(one, other)) else [where]
     keys = dict.fromkeys((*one, *other))
     return [
         name
