@@ -16,9 +16,9 @@ from tskd.evaluation.lm_harness import HarnessEvaluator
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import check_context, encode_prefix
 from tskd.models.weights import LanguageModel, Weights, keep_only, weights_of
-from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.lora import LoraSettings, StepLog
+from tskd.modules.measures import needed
 from tskd.modules.resume import ResumableTrainer
-from tskd.modules.scorer import JUDGED, OF_SEEDS, OF_TARGET
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Iteration, Prompt, Question
 from tskd.runtime import processes, secrets
@@ -204,6 +204,7 @@ def _stages(settings: schema.Schema, cast: _Cast, held_out: frozenset[str], log_
     _check_threshold(settings.threshold, rule, len(cast.seeds))
     objective = _objective(settings.training.get("objective"))
     measures = tuple(dict.fromkeys((*getattr(rule, "measures", ()), *getattr(objective, "measures", ()))))
+    needs = needed(measures)
     lora = schema.make(LoraSettings, settings.training["lora"], "training.lora")
     train = _train(settings.training, cast, lora, objective, log_step)
     return Stages(
@@ -223,9 +224,9 @@ def _stages(settings: schema.Schema, cast: _Cast, held_out: frozenset[str], log_
             cast.trainer,
             measures,
             # Without the target where none of it is measured: its scores are then shared by runs on other targets.
-            cast.target if OF_TARGET in measures else None,
-            cast.seeds if OF_SEEDS.keys() & set(measures) else (),
-            _judge(cast, expand, lora) if JUDGED in measures else None,
+            cast.target if "target" in needs else None,
+            cast.seeds if "seeds" in needs else (),
+            _judge(cast, expand, lora) if "judge" in needs else None,
         ),
         select=Select(rule, tuple(settings.drop)),
         train=train,

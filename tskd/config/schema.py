@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING as REQUIRED
 from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import get_annotations
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import MISSING
@@ -120,6 +121,13 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
+def _type_of(kind: type, name: str) -> Any:
+    """Resolve the type of the field ``name`` alone: others may name what only type checkers import."""
+    owner = next(each for each in kind.__mro__ if name in get_annotations(each))
+    alone = {"__annotations__": {name: get_annotations(owner)[name]}, "__module__": owner.__module__}
+    return get_type_hints(type(owner.__name__, (), alone), include_extras=True)[name]
+
+
 def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) -> Made:
     """``kind`` made from a configuration node, each value checked against the field's type, and ``given`` objects.
 
@@ -129,7 +137,6 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
         raise ConfigError(f"`{where}` names {kind!r}, which is no dataclass; its fields are what can be set.")
     if not isinstance(node, Mapping):
         raise ConfigError(f"`{where}` is {node!r}; give settings.")
-    hints = get_type_hints(kind, include_extras=True)
     settable = {field.name: field for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
     values, problems = {}, []
     for key, value in node.items():
@@ -137,7 +144,7 @@ def make(kind: type[Made], node: Mapping[str, Any], where: str, **given: Any) ->
             problems.append(f"`{where}.{key}` is unknown; there are {', '.join(settable)}")
             continue
         try:
-            values[key] = TypeAdapter(hints[key]).validate_python(value)
+            values[key] = TypeAdapter(_type_of(kind, key)).validate_python(value)
         except ValidationError as error:
             problems.append(f"`{where}.{key}` is {value!r}: {error.errors()[0]['msg']}")
     for name, known in settable.items():
