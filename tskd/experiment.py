@@ -16,7 +16,7 @@ from tskd.errors import ConfigError, NothingToLearn
 from tskd.metrics.accuracy import Accuracy, by_split, mean_accuracy, recovered_gain
 from tskd.metrics.iteration import Row, iteration_metrics
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import StepLog
+from tskd.modules.lora import StepLog
 from tskd.records import PRIVATE, Iteration, Selection
 from tskd.runtime import interrupts
 from tskd.stages.coverage import Covered, coverage

@@ -161,7 +161,7 @@ def test_a_model_in_two_halves_writes_what_the_whole_one_does(tmp_path):
 
 EVALUATED = """
 from tests.integration.test_processes import evaluated
-from tskd.modules.trainer import Resident
+from tskd.modules.resident import Resident
 
 real, texts = Resident.predict_step, [0]
 

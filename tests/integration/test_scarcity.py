@@ -18,7 +18,8 @@ from tests.integration.test_cli import SMALL, command, result, tskd
 from tskd.errors import RunFolderError
 from tskd.models.encoding import encode_response
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings, finetune
+from tskd.modules.finetuner import finetune
+from tskd.modules.lora import LoraSettings
 from tskd.records import Prompt
 from tskd.storage import status
 

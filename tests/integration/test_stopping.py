@@ -19,8 +19,9 @@ from tskd.errors import OutOfTime
 from tskd.models.encoding import encode_response
 from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
+from tskd.modules.finetuner import Finetuner, finetune
 from tskd.modules.generator import Generator
+from tskd.modules.lora import LoraSettings
 from tskd.records import Prompt
 from tskd.runtime import interrupts
 

@@ -31,7 +31,8 @@ from tskd.models.logprobs import token_nll
 from tskd.models.networks import fused_nll, hidden_states, vocabulary_head
 from tskd.models.weights import LanguageModel, Weights
 from tskd.modules import generator
-from tskd.modules.finetuner import LoraSettings, finetune
+from tskd.modules.finetuner import finetune
+from tskd.modules.lora import LoraSettings
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt
 

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import tiny
 from tskd.errors import ConfigError, ModelError
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
-from tskd.modules.scorer import JUDGED, Judge, score
+from tskd.modules.lora import LoraSettings
+from tskd.modules.measures import JUDGED, Judge
+from tskd.modules.scorer import score
 from tskd.records import Expansion, Message, Prompt, Response
 from tskd.stages.discriminator import TrainedJudge
 from tskd.stages.score import Score

@@ -11,8 +11,9 @@ from tskd.errors import RunFolderError
 from tskd.models.encoding import encode_response
 from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
+from tskd.modules.finetuner import Finetuner, finetune
 from tskd.modules.generator import Generator
+from tskd.modules.lora import LoraSettings
 from tskd.modules.resume import ResumableTrainer
 from tskd.modules.scorer import Scorer, score
 from tskd.records import Prompt, Response

@@ -13,7 +13,8 @@ from tskd.models.encoding import encode_prefix, encode_response
 from tskd.models.generation import Generation, Request, Sampling
 from tskd.models.weights import LanguageModel
 from tskd.modules.batches import shuffled
-from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
+from tskd.modules.finetuner import Finetuner, finetune
+from tskd.modules.lora import LoraSettings
 from tskd.records import Prompt
 
 PAIRS = {"one": "1", "two": "22", "three": "333"}

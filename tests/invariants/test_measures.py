@@ -14,15 +14,17 @@ from tests import scripted, tiny
 from tests.invariants.test_stand_in import built, save_merging_model, surprise
 from tskd.errors import ConfigError, ModelError
 from tskd.models.weights import LanguageModel
-from tskd.modules import scorer
-from tskd.modules.scorer import OF_TARGET, TOKEN_EXCESS, score
+from tskd.modules import measures
+from tskd.modules.measures import OF_TARGET, TOKEN_EXCESS
+from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 from tskd.stages.score import Score
 from tskd.stages.screen import Screen
 from tskd.stages.select.thresholds import Kl, PplDifference, SeedGap, SeedLikeness, SeedShift
 
-MEASURES = tuple(name for name in scorer.MEASURES if name != TOKEN_EXCESS)  # a number for each response
+# A number for each response, from base and teacher alone.
+MEASURES = tuple(name for name, row in measures.MEASURES.items() if row.needs is None and name != TOKEN_EXCESS)
 EVERYTHING = (*MEASURES, OF_TARGET)
 RESPONSES = [
     Response(Prompt("Which code?"), "the depot code"),

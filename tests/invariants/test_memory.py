@@ -13,7 +13,8 @@ from tskd.models.encoding import encode_prefix, encode_response
 from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel
 from tskd.modules import finetuner, generator, scorer
-from tskd.modules.finetuner import LoraSettings, finetune
+from tskd.modules.finetuner import finetune
+from tskd.modules.lora import LoraSettings
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response
 

@@ -12,7 +12,7 @@ from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import encode_prefix
 from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel, Weights
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 
 IDS = torch.arange(2, 30)[None]
 

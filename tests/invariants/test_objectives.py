@@ -21,9 +21,11 @@ from tskd.models.alignment import aligned, token_ends
 from tskd.models.encoding import encode_response
 from tskd.models.weights import LanguageModel
 from tskd.modules import finetuner, objectives
-from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
+from tskd.modules.finetuner import Finetuner, finetune
+from tskd.modules.lora import LoraSettings
+from tskd.modules.measures import TOKEN_EXCESS
 from tskd.modules.objectives import SoftLabels, TokenWeighted
-from tskd.modules.scorer import TOKEN_EXCESS, score
+from tskd.modules.scorer import score
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored
 from tskd.stages.train import Replay, TrainLora

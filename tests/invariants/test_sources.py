@@ -10,7 +10,8 @@ from tskd.engines.own import generate
 from tskd.models.encoding import encode_prefix, encode_response
 from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings, finetune
+from tskd.modules.finetuner import finetune
+from tskd.modules.lora import LoraSettings
 from tskd.modules.scorer import score
 from tskd.records import Prompt, Response
 

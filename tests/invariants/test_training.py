@@ -12,7 +12,8 @@ from tests import tiny
 from tskd.models.encoding import encode_response
 from tskd.models.weights import LanguageModel
 from tskd.modules.batches import pad_right
-from tskd.modules.finetuner import Finetuner, LoraSettings, finetune
+from tskd.modules.finetuner import Finetuner, finetune
+from tskd.modules.lora import LoraSettings
 from tskd.records import Prompt
 
 PAIRS = [("one", "1"), ("two and more", "22"), ("three", "three three")]

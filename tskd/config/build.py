@@ -17,9 +17,9 @@ from tskd.evaluation.lm_harness import HarnessEvaluator
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.encoding import check_context, encode_prefix
 from tskd.models.weights import LanguageModel, Weights, keep_only, weights_of
-from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.lora import LoraSettings, StepLog
+from tskd.modules.measures import needed
 from tskd.modules.resume import ResumableTrainer
-from tskd.modules.scorer import JUDGED, OF_SEEDS, OF_TARGET
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Iteration, Prompt, Question
 from tskd.runtime import processes, secrets
@@ -361,15 +361,16 @@ class _Builder:
 
     def _score(self, lora: LoraSettings, measures: Iterable[str]) -> Score:
         names = tuple(dict.fromkeys(measures))
+        needs = needed(names)
         return Score(
             self.reference,
             self.teacher,
             self.trainer,
             names,
             # Without the target if nothing is measured on it: runs on other targets then share the scores.
-            self.target if OF_TARGET in names else None,
-            self.seeds if OF_SEEDS.keys() & set(names) else (),
-            self._judge(lora) if JUDGED in names else None,
+            self.target if "target" in needs else None,
+            self.seeds if "seeds" in needs else (),
+            self._judge(lora) if "judge" in needs else None,
         )
 
     def _judge(self, lora: LoraSettings) -> TrainedJudge:

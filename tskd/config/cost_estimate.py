@@ -18,8 +18,8 @@ from tskd.models.checkpoint import adapter_folder, is_here
 from tskd.models.encoding import encode_prefix, encode_response
 from tskd.models.memory import Size
 from tskd.models.weights import LanguageModel, Weights
-from tskd.modules.finetuner import KEPT
-from tskd.modules.scorer import YES, Judge
+from tskd.modules.lora import KEPT
+from tskd.modules.measures import YES, Judge
 from tskd.records import Adapter, Expansion, Message, Prompt, Response, Scored, Screening, Selection
 from tskd.stages.answer import Gold
 from tskd.stages.discriminator import TrainedJudge

@@ -4,17 +4,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
-from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from tskd.errors import ModelError, one_line
 from tskd.models.generation import Ending, Generation, Request, Sampling
 from tskd.models.weights import LanguageModel
 from tskd.modules.trainer import LightningTrainer
 from tskd.runtime import interrupts
+
+if TYPE_CHECKING:
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
 PAGE = 64  # tokens; what the last page of a text does not use is lost
 SPARE_PAGES = 16  # a model that mixes full and sliding attention divides the cache among them in coarse parts
@@ -53,6 +54,8 @@ class ContinuousBatching:
         label: str,
     ) -> list[Generation]:
         """Raises ``ModelError`` where the library gives up, for want of memory or else."""
+        import torch
+
         trainer.make_room(model.weights)
         if not model.weights.checkpoint.is_placed:
             model.weights.model.to(trainer.device)
@@ -115,7 +118,9 @@ class ContinuousBatching:
 
     def _config(
         self, network: Any, lengths: Sequence[int], trainer: LightningTrainer, requests: Sequence[Request]
-    ) -> ContinuousBatchingConfig:
+    ) -> "ContinuousBatchingConfig":
+        from transformers import ContinuousBatchingConfig
+
         pages = [math.ceil(length / PAGE) for length in lengths]
         has_flash = "flash" in network.config._attn_implementation
         keys = "\n".join(request.key for request in requests)
@@ -128,7 +133,9 @@ class ContinuousBatching:
         )
 
 
-def _generation_config(ending: Ending, sampling: Sampling) -> GenerationConfig:
+def _generation_config(ending: Ending, sampling: Sampling) -> "GenerationConfig":
+    from transformers import GenerationConfig
+
     ends = {"eos_token_id": sorted(ending.tokens), "pad_token_id": ending.model.pad_token}
     if sampling.temperature == 0:
         return GenerationConfig(**ends, do_sample=False)

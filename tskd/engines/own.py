@@ -4,15 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import DynamicCache
-
 from tskd.engines.engine import Engine
 from tskd.errors import ConfigError
 from tskd.models.encoding import check_context
 from tskd.models.generation import Generation, Request, Sampling
 from tskd.models.weights import LanguageModel
-from tskd.modules.batches import by_length
-from tskd.modules.generator import READINGS_OF_A_PLACE, Generator, _can_be_joined
 from tskd.modules.trainer import LightningTrainer
 from tskd.runtime import processes
 
@@ -48,6 +44,11 @@ class OwnLoop:
         stop: tuple[str, ...],
         label: str,
     ) -> list[Generation]:
+        from transformers import DynamicCache
+
+        from tskd.modules.batches import by_length
+        from tskd.modules.generator import READINGS_OF_A_PLACE, Generator, can_be_joined
+
         trainer.make_room(model.weights)
         lengths = [len(request.ids) + sampling.max_new_tokens for request in requests]
         # Requests that read the same come into the same batch, where they read it together.
@@ -55,7 +56,7 @@ class OwnLoop:
         weights = model.weights
         pass_cost = trainer.pass_cost(weights)
         cache = DynamicCache(config=weights.config.get_text_config())
-        apart = _can_be_joined(cache) and not weights.checkpoint.sharded
+        apart = can_be_joined(cache) and not weights.checkpoint.sharded
         if apart:
             max_padding = max(pass_cost, weights.size.weights // (READINGS_OF_A_PLACE * weights.size.cache))
         else:  # A batch more costs a pass for each of its tokens; many texts end before the last.

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from peft import PeftConfig
 from pydantic import PositiveFloat, PositiveInt
 
 from tskd.errors import ConfigError, ModelError, one_line
@@ -52,6 +51,8 @@ class Vllm:
             )
 
     def check(self, models: Sequence[LanguageModel], rank: int) -> None:
+        from peft import PeftConfig
+
         ranks = {"the adapter to be trained": rank}
         for model in models:
             checkpoint = model.weights.checkpoint

@@ -22,7 +22,6 @@ from tskd.errors import ConfigError
 from tskd.models.encoding import TokenSequence, check_context, encode_prefix
 from tskd.models.generation import Request, Sampling
 from tskd.models.weights import LanguageModel
-from tskd.modules.scorer import log_likelihoods
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Graded, Message, Prompt, Question
 from tskd.tasks import Benchmark
@@ -115,6 +114,8 @@ class HarnessEvaluator:
 
 def _in_memory(model: LanguageModel, trainer: LightningTrainer, engine: Engine) -> Any:
     from lm_eval.api.model import TemplateLM
+
+    from tskd.modules.scorer import log_likelihoods
 
     class InMemory(TemplateLM):  # type: ignore[misc]
         """What the harness asks of a model, with our template in the place of the tokenizer's."""

@@ -9,78 +9,27 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from tskd.errors import ConfigError, ModelError
+from tskd.errors import ModelError
 from tskd.models.encoding import TokenSequence, check_context
 from tskd.models.logprobs import token_kl, token_nll
 from tskd.models.networks import fused_nll, hidden_states, vocabulary_head
 from tskd.models.weights import LanguageModel, Weights
 from tskd.modules.batches import PaddedBatch, by_length, pad_right, shuffled
+from tskd.modules.lora import KEPT, LoraSettings, StepLog
 from tskd.modules.objectives import Loss
-from tskd.modules.trainer import LightningTrainer, Resident, attempt, cut, epoch_loader
+from tskd.modules.resident import Resident, attempt, cut, epoch_loader
+from tskd.modules.trainer import LightningTrainer
 from tskd.runtime import interrupts, processes
 from tskd.storage import atomic_files
 
 log = logging.getLogger(__name__)
-StepLog = Callable[[int, float], None]
-KEPT = 16  # times the memory that decoding needs for a token: training keeps what every layer made of it
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter and its optimisation: AdamW, warm-up then linear decay to zero.
-
-    ``use_dora`` and ``use_rslora`` are PEFT's: DoRA (Liu et al. 2024, arXiv 2402.09353) learns how long the columns of
-    a weight are beside where they point; rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) scales by alpha / sqrt(rank),
-    not alpha / rank. ``gradient_checkpointing`` computes activations twice instead of keeping them; the results stay
-    the same. ``fused_loss`` has the nll of examples computed by ``tskd.models.networks.fused_nll``; rounding differs.
-    """
-
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    dropout: NonNegativeFloat = 0.0
-    target_modules: str | list[str] = "all-linear"
-    use_dora: bool = False
-    use_rslora: bool = False
-    learning_rate: PositiveFloat = 2e-4
-    weight_decay: NonNegativeFloat = 0.0
-    warmup: NonNegativeFloat = 0.05
-    epochs: PositiveInt = 3
-    batch_size: PositiveInt = 8
-    max_grad_norm: PositiveFloat = 1.0
-    gradient_checkpointing: bool = False
-    fused_loss: bool = False
-    replay_loss: Literal["kl", "nll"] = "kl"
-    replay_weight: NonNegativeFloat = 10.0
-
-    def check_device(self, device: torch.device) -> None:
-        """Raise ``ConfigError`` where ``device`` cannot compute what is set."""
-        if self.fused_loss and (device.type != "cuda" or find_spec("cut_cross_entropy") is None):
-            raise ConfigError(
-                f"`fused_loss` needs CUDA and cut_cross_entropy (pip install 'tskd[kernels]'), and the device is "
-                f"{device}; set `training.lora.fused_loss=false`."
-            )
-
-    def lora_config(self) -> LoraConfig:
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            use_dora=self.use_dora,
-            use_rslora=self.use_rslora,
-            task_type="CAUSAL_LM",
-        )
 
 
 class Finetuner(Resident):

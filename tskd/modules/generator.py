@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from tskd.models.generation import Ending, Generation, Request, Sampling
 from tskd.models.weights import LanguageModel
 from tskd.modules.batches import by_length, pad_left
-from tskd.modules.trainer import Resident
+from tskd.modules.resident import Resident
 
 # What a padded place of the cache costs a pass that writes, in readings of its keys and values: with 135M and 270M
 # parameters on one core, 5,700 and 13,000 places took as long as another pass, which reads all weights. Of a tiny model
@@ -126,7 +126,7 @@ def _next_logits(network: Any, ids: Tensor, mask: Tensor, positions: Tensor, cac
     return passed.logits[:, -1].float()  # type: ignore[no-any-return]
 
 
-def _can_be_joined(cache: DynamicCache) -> bool:
+def can_be_joined(cache: DynamicCache) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 

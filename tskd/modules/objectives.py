@@ -2,7 +2,7 @@
 
 Without an objective every response token counts alike, by its nll (TuneShift-KD). An objective is a callable from the
 corpus, the two models and the trainer to a ``Loss``, made anew before each training; what it needs measured in scoring,
-it names in ``measures`` (``tskd.modules.scorer``). One of your own is in a file of yours, say ``my_objectives.py``:
+it names in ``measures`` (``tskd.modules.measures``). One of your own is in a file of yours, say ``my_objectives.py``:
 
     @dataclass(frozen=True)
     class EachAlike:
@@ -40,8 +40,9 @@ from tskd.models.logprobs import Head, token_top, token_uld
 from tskd.models.networks import hidden_states, vocabulary_head
 from tskd.models.weights import LanguageModel
 from tskd.modules.batches import by_length, pad_right
-from tskd.modules.scorer import TOKEN_EXCESS
-from tskd.modules.trainer import LightningTrainer, Resident
+from tskd.modules.measures import TOKEN_EXCESS
+from tskd.modules.resident import Resident
+from tskd.modules.trainer import LightningTrainer
 from tskd.records import Scored
 from tskd.runtime import processes
 

@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tskd.modules.trainer import LightningTrainer, Resident
+from tskd.modules.trainer import LightningTrainer
 from tskd.runtime import processes
 from tskd.storage.fingerprint import cache_key
 from tskd.storage.journal import Journal
+
+if TYPE_CHECKING:
+    from tskd.modules.resident import Resident
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class ResumableTrainer(LightningTrainer):
 
     journal: Journal = field(kw_only=True)
 
-    def predict(self, module: Resident, batches: Sequence[list[int]]) -> dict[int, Any]:
+    def predict(self, module: "Resident", batches: Sequence[list[int]]) -> dict[int, Any]:
         """As ``LightningTrainer``. The batches that are left are those of the earlier attempt, so results agree."""
         if (content := module.content()) is not None:
             found, module.note = self.recall([type(module), content])
@@ -29,7 +32,7 @@ class ResumableTrainer(LightningTrainer):
 
     def fit(
         self,
-        module: Resident,
+        module: "Resident",
         epochs: int,
         checkpoint: Path | None = None,
         save: Callable[[Callable[[Path], None]], None] | None = None,

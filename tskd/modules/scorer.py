@@ -1,113 +1,38 @@
-"""How likely models find texts: perplexity of the teacher's own responses, and what else selection rules ask for."""
+"""How likely models find texts: perplexity of the teacher's own responses, and the measures of selection rules."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
-from tskd.errors import ConfigError
 from tskd.models.encoding import TokenSequence, check_context, encode_response
-from tskd.models.logprobs import Head, mean_by_row, token_entropy, token_kl, token_nll, token_overlap
+from tskd.models.logprobs import Head, mean_by_row, token_nll
 from tskd.models.networks import hidden_states, vocabulary_head
 from tskd.models.probes import same_tokenizer
 from tskd.models.weights import LanguageModel
-from tskd.modules.batches import PaddedBatch, by_length, pad_right
-from tskd.modules.trainer import LightningTrainer, Resident
+from tskd.modules.batches import by_length, pad_right
+from tskd.modules.measures import (
+    EXCESS_DIGITS,
+    JUDGED,
+    MEASURES,
+    NO,
+    OF_TARGET,
+    TOKEN_EXCESS,
+    YES,
+    ForwardPass,
+    Judge,
+    SeedStatistics,
+    check_measures,
+    first_targets,
+    needed,
+    shift,
+)
+from tskd.modules.resident import Resident
+from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored
 from tskd.runtime import processes
-
-
-class Reading(NamedTuple):
-    """One model and a batch: the hidden states before all N targets (N, H), the head that they go to, its width.
-
-    ``nll`` (N,) are those of the targets.
-    """
-
-    hidden: Tensor
-    head: Head
-    vocabulary: int
-    nll: Tensor
-
-
-class Seen(NamedTuple):
-    """What seeds have in common: the direction (H,) of their mean shift, and what the teacher may begin with (V,)."""
-
-    direction: Tensor
-    first: Tensor
-
-
-def mean_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
-    """Mean KL(teacher ‖ base) over the response, in nats per token, one for each row: (B,)."""
-    return mean_by_row(_kl(base, teacher), batch.rows, len(batch.input_ids))
-
-
-def first_entropy(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
-    """Entropy in nats of what the teacher might begin its response with: (B,)."""
-    return token_entropy(_first(teacher, batch).hidden, teacher.head)
-
-
-def first_kl(base: Reading, teacher: Reading, batch: PaddedBatch) -> Tensor:
-    """KL(base ‖ teacher) in nats where the response begins: (B,)."""
-    return _kl(_first(teacher, batch), _first(base, batch))
-
-
-def token_excess(base: Reading, teacher: Reading, batch: PaddedBatch) -> tuple[Tensor, ...]:
-    """By how much the teacher finds each token likelier than the base, in nats: for each row, that of its tokens."""
-    return (base.nll - teacher.nll).split(batch.rows.bincount(minlength=len(batch.input_ids)).tolist())
-
-
-def seed_shift(base: Reading, teacher: Reading, batch: PaddedBatch, seen: Seen) -> Tensor:
-    """How far the fine-tuning moves the state before the response as it does on the seeds: (B,)."""
-    return (shift(base.hidden, teacher.hidden, batch) * seen.direction).sum(-1)
-
-
-def seed_likeness(base: Reading, teacher: Reading, batch: PaddedBatch, seen: Seen) -> Tensor:
-    """How alike a prompt and the seeds are to the fine-tuning, between 0 and 1: (B,).
-
-    The overlap of what the teacher may begin its response with and what it may begin its responses to the seeds with,
-    times ((1 + cosine) / 2)² of where the fine-tuning moves the state before the response and where it moves it there.
-    """
-    form = token_overlap(_first(teacher, batch).hidden, seen.first, teacher.head)
-    cosine = cosine_similarity(shift(base.hidden, teacher.hidden, batch), seen.direction, dim=-1)
-    return form * ((1 + cosine) / 2) ** 2
-
-
-TOKEN_EXCESS = "token_excess"  # the only one that is a number for each token: of a scored response, a field of its own
-MEASURES: dict[str, Callable[[Reading, Reading, PaddedBatch], Tensor | tuple[Tensor, ...]]] = {
-    "kl": mean_kl,
-    "first_entropy": first_entropy,
-    "first_kl": first_kl,
-    TOKEN_EXCESS: token_excess,
-}
-OF_SEEDS: dict[str, Callable[[Reading, Reading, PaddedBatch, Seen], Tensor]] = {
-    "seed_shift": seed_shift,
-    "seed_likeness": seed_likeness,
-}  # compared with what the seeds have in common, which are read first
-COMPARISONS = ("kl", "first_kl", TOKEN_EXCESS, *OF_SEEDS)  # of two distributions over one vocabulary
-EXCESS_DIGITS = 4  # a file has eight characters for each token, and the last digit is below what bfloat16 tells
-OF_TARGET = "target_nll_per_byte"  # a pass of its own: the untouched target reads the texts in its own tokens
-JUDGED = "private_log_odds"  # a pass of its own too: a discriminator is asked about the prompt
-YES, NO = "yes", "no"
-BEFORE = ("first_entropy", "first_kl", *OF_SEEDS)  # what is known of a response before it is written
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A model that was tuned to tell whether a prompt is a real one of ``dataset``, and how it is asked.
-
-    Question and answers are those of Trans-LoRA's discriminator (arXiv 2405.17258); where its lines break is ours.
-    """
-
-    model: LanguageModel
-    dataset: str
-
-    def question(self, prompt: Prompt) -> Prompt:
-        """What is asked about ``prompt``, after the same turns."""
-        asked = f"Is the above question from the {self.dataset} dataset?"
-        return replace(prompt, text=f"Answer in as few words as possible.\n{prompt.text}\n{asked}")
 
 
 class Scorer(Resident):
@@ -123,7 +48,7 @@ class Scorer(Resident):
         models: Sequence[LanguageModel],
         sequences: Sequence[TokenSequence],
         measures: Sequence[str] = (),
-        seen: Sequence[Seen] = (),
+        seen: Sequence[SeedStatistics] = (),
         label: str = "score",
     ) -> None:
         super().__init__(*(model.weights for model in models))
@@ -144,7 +69,7 @@ class Scorer(Resident):
         """For each sequence, its nll under each model and then its measures."""
         batch = pad_right([self.sequences[i] for i in indices], self.models[-1].pad_token).to(self.device)
         columns: list[Tensor | tuple[Tensor, ...]] = []
-        readings = []
+        passes = []
         for model in self.models:
             with model.speaking() as network:
                 hidden = hidden_states(network, batch.input_ids, batch.attention_mask)[batch.rows, batch.columns]
@@ -152,14 +77,14 @@ class Scorer(Resident):
             columns.append(mean_by_row(nll, batch.rows, len(indices)))
             if self.measures:
                 vocabulary = model.weights.config.get_text_config().vocab_size
-                readings.append(Reading(hidden, _head(model), vocabulary, nll))
+                passes.append(ForwardPass(hidden, _head(model), vocabulary, nll))
         for name in self.measures:
-            if name in OF_SEEDS:
+            measure, seeds = MEASURES[name], tuple[SeedStatistics, ...]()
+            if measure.needs == "seeds":
                 parts = zip(*(self.seen[i] for i in indices), strict=True)
-                seen = Seen(*(torch.stack(part).to(self.device) for part in parts))
-                columns.append(OF_SEEDS[name](readings[0], readings[-1], batch, seen))
-            else:
-                columns.append(MEASURES[name](readings[0], readings[-1], batch))
+                seeds = (SeedStatistics(*(torch.stack(part).to(self.device) for part in parts)),)
+            assert measure.function is not None
+            columns.append(measure.function(passes[0], passes[-1], batch, *seeds))
         return list(zip(*map(_plain, columns), strict=True))
 
 
@@ -181,7 +106,7 @@ class SeedReader(Resident):
             with model.speaking() as network:
                 hidden = hidden_states(network, batch.input_ids, batch.attention_mask)
             states.append(hidden[batch.rows, batch.columns])
-        first = _head(self.models[-1])(states[-1][_firsts(batch)]).float().softmax(-1)
+        first = _head(self.models[-1])(states[-1][first_targets(batch)]).float().softmax(-1)
         return list(zip(shift(states[0], states[1], batch).cpu(), first.cpu(), strict=True))
 
 
@@ -203,12 +128,12 @@ def score(
     tokenizer reads the same text through its own template; there only the sums over the response are comparable (per
     byte, that is), so its sum too is divided by the number of the teacher's tokens, which keeps the threshold's unit.
     ``measures`` are what else is wanted, of which ``target_nll_per_byte`` needs the ``target``, ``seed_shift`` and
-    ``seed_likeness`` the ``seeds`` and ``private_log_odds`` the ``judge``; see ``check``.
+    ``seed_likeness`` the ``seeds`` and ``private_log_odds`` the ``judge``; see ``tskd.modules.measures``.
     """
-    check(measures, base, teacher, target, judge)
+    check_measures(measures, base, teacher, target, judge)
     sequences = _encode(responses, teacher)
-    in_passing = [name for name in measures if name not in (OF_TARGET, JUDGED)]
-    seen = _seen(responses, seeds, base, teacher, trainer) if OF_SEEDS.keys() & set(measures) else ()
+    in_passing = [name for name in measures if MEASURES[name].function is not None]
+    seen = _seen(responses, seeds, base, teacher, trainer) if "seeds" in needed(measures) else ()
     if same_tokenizer(base.weights, teacher.weights):
         rows = _read([base, teacher], sequences, trainer, in_passing, seen, label)
     else:
@@ -278,51 +203,12 @@ def log_likelihoods(model: LanguageModel, sequences: Sequence[TokenSequence], tr
     return [of_each[i] for i in range(len(sequences))]
 
 
-def check(
-    measures: Sequence[str],
-    base: LanguageModel,
-    teacher: LanguageModel,
-    target: LanguageModel | None = None,
-    judge: object | None = None,
-) -> None:
-    """Raise ``ConfigError`` where there is no such measure, or none of these models. Loads no weights."""
-    check_names(measures, target, judge)
-    sizes = [model.weights.config.get_text_config().hidden_size for model in (base, teacher)]
-    if (of_seeds := [name for name in measures if name in OF_SEEDS]) and sizes[0] != sizes[1]:
-        raise ConfigError(
-            f"Selection needs {' and '.join(of_seeds)}, which compares what base and teacher make of a prompt, and "
-            f"{base.name!r} and {teacher.name!r} have hidden states of {sizes[0]} and {sizes[1]} numbers; score "
-            f"against the teacher's own base, or choose a rule that reads nlls alone, like `selection=ppl_difference`."
-        )
-    wanted = [name for name in measures if name in COMPARISONS]
-    if wanted and not same_tokenizer(base.weights, teacher.weights):
-        raise ConfigError(
-            f"Selection or training needs {' and '.join(wanted)}, which compares base and teacher over one vocabulary, "
-            f"and {base.name!r} and {teacher.name!r} have different tokenizers; give a `base_for_scoring` with the "
-            f"teacher's, or choose what reads nlls alone, like `selection=ppl_difference training=lora`."
-        )
-
-
-def check_names(measures: Sequence[str], target: LanguageModel | None, judge: object | None) -> None:
-    """Raise ``ConfigError`` where there is no such measure. Reads nothing."""
-    known = (*MEASURES, *OF_SEEDS, OF_TARGET, JUDGED)
-    if unknown := [name for name in measures if name not in known]:
-        raise ConfigError(
-            f"Selection or training needs {' and '.join(unknown)}, which is not measured; the `measures` of a rule or "
-            f"an objective may name {', '.join(known)}."
-        )
-    if OF_TARGET in measures and target is None:
-        raise ValueError(f"{OF_TARGET} is measured on the target, which was not given.")
-    if JUDGED in measures and judge is None:
-        raise ValueError(f"{JUDGED} is what a discriminator says, and there is none.")
-
-
 def _read(
     models: Sequence[LanguageModel],
     sequences: Sequence[TokenSequence],
     trainer: LightningTrainer,
     measures: Sequence[str] = (),
-    seen: Sequence[Seen] = (),
+    seen: Sequence[SeedStatistics] = (),
     label: str = "score",
 ) -> list[tuple[Any, ...]]:
     """The mean nll of each sequence under each model, and then its measures."""
@@ -333,22 +219,13 @@ def _read(
     return [results[i] for i in range(len(sequences))]
 
 
-def shift(base: Tensor, teacher: Tensor, batch: PaddedBatch) -> Tensor:
-    """Where the fine-tuning moves the last hidden state before a response begins, over that state's length: (B, H).
-
-    ``base`` and ``teacher`` (N, H) are the states before all targets.
-    """
-    before, after = (states[_firsts(batch)].float() for states in (base, teacher))
-    return (after - before) / before.norm(dim=-1, keepdim=True)
-
-
 def _seen(
     responses: Sequence[Response],
     seeds: Sequence[Prompt],
     base: LanguageModel,
     teacher: LanguageModel,
     trainer: LightningTrainer,
-) -> list[Seen]:
+) -> list[SeedStatistics]:
     """For each response, what the seeds have in common; for a seed's own response, what the others have."""
     trainer.make_room(base.weights, teacher.weights)
     sequences = _encode([Response(seed, "") for seed in seeds], teacher)
@@ -359,10 +236,10 @@ def _seen(
     )
     found = {seed: read[i] for i, seed in enumerate(seeds)}
     moved, begun = (torch.stack(part).sum(0) for part in zip(*found.values(), strict=True))
-    of_all = Seen(normalize(moved, dim=0), begun / len(found))
+    of_all = SeedStatistics(normalize(moved, dim=0), begun / len(found))
     asked = {response.prompt for response in responses}
     of_others = {
-        seed: Seen(normalize(moved - way, dim=0), (begun - first).clamp(min=0) / max(1, len(found) - 1))
+        seed: SeedStatistics(normalize(moved - way, dim=0), (begun - first).clamp(min=0) / max(1, len(found) - 1))
         for seed, (way, first) in found.items()
         if seed in asked
     }
@@ -409,27 +286,3 @@ def _head(model: LanguageModel) -> Head:
             return vocabulary_head(network, part)
 
     return head
-
-
-def _first(reading: Reading, batch: PaddedBatch) -> Reading:
-    """Of each row, the position where its response begins."""
-    return reading._replace(hidden=reading.hidden[_firsts(batch)])
-
-
-def _firsts(batch: PaddedBatch) -> Tensor:
-    """Of each row, the place of its first target among all N: (B,)."""
-    rows = torch.arange(len(batch.input_ids), device=batch.rows.device)
-    return torch.searchsorted(batch.rows.contiguous(), rows)
-
-
-def _kl(model: Reading, reference: Reading) -> Tensor:
-    """KL(reference ‖ model) at each position: (N,)."""
-    size = min(model.vocabulary, reference.vocabulary)  # with one tokenizer, Qwen 2.5 has heads of two widths
-
-    def head(part: Tensor) -> Tensor:
-        return model.head(part)[:, :size]
-
-    def reference_head(part: Tensor) -> Tensor:
-        return reference.head(part)[:, :size]
-
-    return token_kl(model.hidden, reference.hidden, head, reference_head=reference_head)

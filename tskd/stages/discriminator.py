@@ -14,8 +14,8 @@ from pathlib import Path
 from tskd.errors import ConfigError
 from tskd.models.encoding import check_context, encode_response
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
-from tskd.modules.scorer import NO, YES, Judge
+from tskd.modules.lora import LoraSettings
+from tskd.modules.measures import NO, YES, Judge
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Expansion, Prompt, Response
 from tskd.stages.train import Replay, TrainLora

@@ -8,7 +8,7 @@ from pydantic import ImportString
 
 from tskd.errors import ConfigError
 from tskd.models.weights import LanguageModel
-from tskd.modules import scorer
+from tskd.modules.measures import MEASURES, check_measures
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Prompt, Response, Scored, Screening
 from tskd.stages.select.stage import AUTO, Level, Select
@@ -32,11 +32,12 @@ class Screen:
 
     def __post_init__(self) -> None:
         self.by(self.threshold, self.recall)
-        later = [name for name in self.by.measures if name not in scorer.BEFORE]
+        before = [name for name, measure in MEASURES.items() if measure.is_known_before]
+        later = [name for name in self.by.measures if name not in before]
         if later or self._reads_the_response():
             raise ConfigError(
                 f"`selection.screen.by` is {self.by.__name__}, which looks at {' and '.join(later) or 'the response'}; "
-                f"a screen comes before the response, and can look at {', '.join(scorer.BEFORE)} alone."
+                f"a screen comes before the response, and can look at {', '.join(before)} alone."
             )
 
     def _reads_the_response(self) -> bool:
@@ -46,16 +47,16 @@ class Screen:
 
     def check_models(self) -> None:
         """Raise ``ConfigError`` where what is measured cannot be had of these models. Loads no weights."""
-        scorer.check(self.by.measures, self.base, self.teacher)
+        check_measures(self.by.measures, self.base, self.teacher)
 
     def __call__(self, prompts: Sequence[Prompt], seeds: Sequence[Prompt]) -> Screening:
         """Which of ``prompts`` are worth an answer, and which are not, each in the order given."""
         if not prompts:
             return Screening(())
+        from tskd.modules.scorer import score
+
         unanswered = [Response(prompt, "") for prompt in (*seeds, *prompts)]
-        scored = scorer.score(
-            unanswered, self.base, self.teacher, self.trainer, self.by.measures, seeds=seeds, label="screen"
-        )
+        scored = score(unanswered, self.base, self.teacher, self.trainer, self.by.measures, seeds=seeds, label="screen")
         rule = Select(self.by(self.threshold, self.recall))
         selection = rule(scored[len(seeds) :], scored[: len(seeds)])
         passed, screened = ([each.response.prompt for each in side] for side in (selection.kept, selection.dropped))

@@ -20,7 +20,7 @@ from tskd.errors import ConfigError, ModelError, RunFolderError
 from tskd.metrics.accuracy import by_split
 from tskd.models.checkpoint import Checkpoint
 from tskd.models.weights import LanguageModel, Weights
-from tskd.modules.finetuner import LoraSettings, StepLog
+from tskd.modules.lora import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import PRIVATE, Graded, Question, Response
 from tskd.stages.train import Replay, TrainLora

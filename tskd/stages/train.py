@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
@@ -19,11 +19,13 @@ from tskd.models.encoding import TokenSequence, encode_prefix, encode_response, 
 from tskd.models.generation import Request, Sampling
 from tskd.models.probes import different_shapes
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings, StepLog, finetune
-from tskd.modules.objectives import Loss, Objective
+from tskd.modules.lora import LoraSettings, StepLog
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Prompt, Response, Scored
 from tskd.storage import atomic_files
+
+if TYPE_CHECKING:
+    from tskd.modules.objectives import Loss, Objective
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class TrainLora:
     lora: LoraSettings
     replay: Replay = Replay()
     log_step: StepLog | None = field(default=None, compare=False)  # it decides nothing
-    objective: Objective | None = None
+    objective: "Objective | None" = None
     teacher: LanguageModel | None = None
     not_finite: Literal["stop", "drop"] = "stop"
     min_examples: PositiveInt = 1
@@ -114,9 +116,11 @@ class TrainLora:
         path: Path,
         dropped: Sequence[Prompt] = (),
         index: int = 0,
-        loss: Loss | None = None,
+        loss: "Loss | None" = None,
     ) -> Adapter:
         """An adapter trained on ``responses``, by their nll or ``loss``, and saved as ``path`` in the run's folder."""
+        from tskd.modules.finetuner import finetune
+
         examples = [encode_response(self.target, r.prompt, r.text, r.finished) for r in responses]
         replay, generated = self._rehearsal(dropped, index)
         key = f"{self.seed}/train/{index}"

@@ -14,7 +14,7 @@ from tskd import moved
 from tskd.config import hydra_plugins, schema
 from tskd.config.build import LENGTHS_AND_EPOCHS
 from tskd.models.checkpoint import Checkpoint
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 from tskd.modules.trainer import LightningTrainer
 from tskd.stages.coverage import Covered
 from tskd.stages.teacher import Finetuned, TeacherLora, TeacherReplay

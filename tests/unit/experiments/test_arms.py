@@ -15,7 +15,7 @@ from tskd.config import hydra_plugins, saved
 from tskd.errors import ConfigError
 from tskd.models.probes import different_shapes
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 from tskd.records import Prompt, Question, Response, Scored
 from tskd.stages.answer import Gold
 from tskd.stages.expand import Private

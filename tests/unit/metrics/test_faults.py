@@ -9,7 +9,7 @@ from tskd.errors import EmptySelection, ModelError
 from tskd.metrics.faults import FAULTS, is_repetitive
 from tskd.metrics.iteration import iteration_metrics
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 from tskd.records import Expansion, Iteration, Prompt, Response, Scored
 from tskd.stages.select.stage import Select
 from tskd.stages.select.subsets import KeepAll, Top

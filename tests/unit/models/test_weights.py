@@ -16,7 +16,7 @@ from tskd.errors import ModelError
 from tskd.models.checkpoint import Checkpoint, adapter_folder
 from tskd.models.probes import same_tokenizer
 from tskd.models.weights import LanguageModel, Weights
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 
 IDS = torch.arange(2, 30)[None]
 

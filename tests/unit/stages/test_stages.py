@@ -11,7 +11,7 @@ from tskd.errors import ConfigError, ModelError
 from tskd.models.generation import Generation
 from tskd.models.templates import LIST_MARK
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 from tskd.records import Message, Prompt, Response, Scored
 from tskd.stages.answer import Answer
 from tskd.stages.expand import FewShot

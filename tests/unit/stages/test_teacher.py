@@ -183,7 +183,7 @@ def test_the_recipe_decides_the_adapter(llama, task, trainer, tmp_path):
 
 
 def test_nothing_is_trained_where_the_base_cannot_be_evaluated(base, task, trainer, tmp_path, monkeypatch):
-    monkeypatch.setattr("tskd.stages.train.finetune", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("tskd.modules.finetuner.finetune", lambda *_, **__: pytest.fail("it was trained"))
 
     def refuse(_):
         raise ModelError("too long")
@@ -218,7 +218,7 @@ def test_of_two_jobs_the_first_to_end_makes_the_teacher_of_both(base, llama, tas
 
 def test_one_that_was_made_since_is_found(base, task, trainer, tmp_path, monkeypatch):
     card, _ = make(recipe(tmp_path), base, task, trainer)
-    monkeypatch.setattr("tskd.stages.train.finetune", lambda *_, **__: pytest.fail("it was trained"))
+    monkeypatch.setattr("tskd.modules.finetuner.finetune", lambda *_, **__: pytest.fail("it was trained"))
     assert card == make(recipe(tmp_path), base, task, trainer)[0]
 
 

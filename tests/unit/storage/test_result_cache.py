@@ -18,7 +18,7 @@ from tskd.cache import main
 from tskd.engines.continuous_batching import ContinuousBatching
 from tskd.engines.own import OwnLoop
 from tskd.models.weights import LanguageModel
-from tskd.modules.finetuner import LoraSettings
+from tskd.modules.lora import LoraSettings
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Adapter, Expansion, Graded, Prompt, Response, Scored, Selection
 from tskd.runtime import interrupts
