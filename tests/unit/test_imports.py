@@ -10,7 +10,7 @@ import pytest
 HEAVY = {"torch", "transformers", "peft", "pytorch_lightning", "safetensors", "huggingface_hub", "wandb"}
 LIGHT = (
     *("tskd", "tskd.run", "tskd.teach", "tskd.check", "tskd.plan"),
-    *("tskd.config.hydra_plugins", "tskd.config.sweeps", "tskd.config.saved"),
+    *("tskd.config.hydra_plugins", "tskd.config.sweeps", "tskd.config.saved", "tskd.config.build", "tskd.experiment"),
     *("tskd.models.alignment", "tskd.models.checkpoint", "tskd.models.generation", "tskd.models.memory"),
     *("tskd.models.probes", "tskd.models.rehearsal", "tskd.models.templates", "tskd.models.weights"),
     *("tskd.runtime.gpus", "tskd.tracking.console", "tskd.tracking.wandb"),

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
 
 from tskd.errors import RunFolderError, cannot_write
 
@@ -78,8 +77,11 @@ def write_errors(what: Any) -> Iterator[None]:
     """Raise ``RunFolderError`` with ``what`` and the reason if it cannot be written."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError is torch's for a full disk
-        raise cannot_write(what, error) from error
+    except Exception as error:
+        # torch raises RuntimeError on a full disk, and safetensors, which is not loaded here, an error of its own.
+        if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
+            raise cannot_write(what, error) from error
+        raise
 
 
 def write_text(file: Path, text: str) -> None:
