@@ -5,15 +5,14 @@ import hashlib
 import json
 import random
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 
 from tests import fabricated
 from tests.benchmarks import KINDS, REAL, SMALL, code_allowed, needs_real_data
-from tskd.config import hydra_plugins, schema
+from tests.unit.config.test_schema import composed
+from tskd.config import schema
 from tskd.errors import ConfigError, TaskError
 from tskd.records import Prompt, Question
 from tskd.tasks import Benchmark, bbh, mmlu
@@ -420,7 +419,7 @@ def test_without_a_network_the_error_is_one_line(kind, monkeypatch):
 
 
 def test_the_configuration_makes_the_task(kind, made_up):
-    node = OmegaConf.to_container(OmegaConf.load(Path(hydra_plugins.folder()) / "task" / f"{kind}.yaml"), resolve=False)
+    node = composed(f"task={kind}")["task"]
     assert {"prompt_tokens", "response_tokens", "epochs", "batch_size"} <= node.keys()
     settings = {key: value for key, value in node.items() if key in {f.name for f in dataclasses.fields(of(kind))}}
     settings |= {"root": made_up, **{key: list(value) for key, value in SMALL[kind].items()}}
