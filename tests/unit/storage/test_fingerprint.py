@@ -79,7 +79,7 @@ def test_an_edit_of_what_all_stages_reach_changes_all_keys(stages, file, old, ne
         ("tskd/stages/select/stage.py", "MIN_SEEDS = 3", "MIN_SEEDS = 4", {"screen"}),
         ("tskd/stages/answer.py", "answer.text.strip()", "answer.text", {"answer", "evaluate", "code"}),
         (
-            "tskd/modules/finetuner.py",
+            "tskd/modules/lora.py",
             "batch_size: PositiveInt = 8",
             "batch_size: PositiveInt = 9",
             {"train", "objective"},
