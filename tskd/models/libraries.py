@@ -2,12 +2,13 @@
 
 import logging
 import warnings
-from functools import cache
 
 
-@cache
 def quiet_libraries() -> None:
-    """Silence what transformers, PEFT and bitsandbytes print while a model is loaded; acts once per process."""
+    """Silence what transformers, PEFT and bitsandbytes print while a model is loaded.
+
+    Called for each load: a caller may have restored the warning filters since.
+    """
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()  # a bar for each load, over in a moment, between the lines that matter

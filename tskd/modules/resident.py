@@ -4,7 +4,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,9 +152,11 @@ class _InPlace(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
 
-@cache
 def _quiet_lightning() -> None:
-    """Silence what Lightning says of each pass; acts once per process."""
+    """Silence what Lightning prints in each pass.
+
+    Called for each pass: a caller may have restored the warning filters since.
+    """
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a banner about devices before each stage
     # Lightning's advice for data on disk; these batches are made in memory, and worker processes would only cost.
