@@ -16,6 +16,7 @@ from tskd.evaluation import lm_harness
 from tskd.evaluation.lm_harness import TASKS, HarnessEvaluator
 from tskd.models.encoding import TokenSequence, encode_prefix
 from tskd.models.weights import LanguageModel, Weights
+from tskd.modules import scorer
 from tskd.modules.scorer import log_likelihoods
 from tskd.modules.trainer import LightningTrainer
 from tskd.records import Message
@@ -146,7 +147,7 @@ def test_likelihoods_are_those_of_the_harness(llama, max_batch_tokens):
 def reading(monkeypatch):
     """The token ids that the harness hands to the model: prefixes to go on from, and (prefix, choice) to score."""
     read = []
-    generate, score = lm_harness.generate, lm_harness.log_likelihoods
+    generate, score = lm_harness.generate, log_likelihoods
 
     def spy_on_generation(model, requests, *rest, **settings):
         read.extend(request.ids for request in requests)
@@ -157,7 +158,7 @@ def reading(monkeypatch):
         return score(model, sequences, *rest)
 
     monkeypatch.setattr(lm_harness, "generate", spy_on_generation)
-    monkeypatch.setattr(lm_harness, "log_likelihoods", spy_on_scoring)
+    monkeypatch.setattr(scorer, "log_likelihoods", spy_on_scoring)
     return read
 
 
