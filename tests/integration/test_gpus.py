@@ -23,7 +23,11 @@ def environment(tmp_path):
 
 
 def test_processes_claim_different_gpus_and_a_third_has_the_first_that_is_free(tmp_path, environment):
-    command = [sys.executable, "-c", "from tskd.runtime import gpus; print(gpus.claim(), gpus.claimed, flush=True); input()"]
+    command = [
+        sys.executable,
+        "-c",
+        "from tskd.runtime import gpus; print(gpus.claim(), gpus.claimed, flush=True); input()",
+    ]
     started = [
         subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
