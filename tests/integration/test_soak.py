@@ -283,14 +283,15 @@ def statuses(sweep):
 
 GROWING = """
 import psutil
-from tskd import jobs, run
+from tskd import run
+from tskd.storage import status
 
 def noting(name):
-    real = getattr(jobs, name)
+    real = getattr(status, name)
     def record(*given):
         real(*given)
         print("resident", name, psutil.Process().memory_info().rss, flush=True)
-    setattr(jobs, name, record)
+    setattr(status, name, record)
 
 noting("record_success")
 noting("record_failure")
