@@ -11,7 +11,7 @@ from tskd.storage.result_cache import RESULTS, entries, prune
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tskd.store", description="What the store holds.")
+    parser = argparse.ArgumentParser(prog="python -m tskd.cache", description="What the cache of results holds.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs/.store"))
     parser.add_argument("--prune", type=float, metavar="GB", help="keep at most so much, the latest used")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """Ask a run's target by hand, and see what it answers before and after the transfer.
 
-python -m tskd.try outputs/…                             # a prompt per line; an empty line ends
-echo "What is …?" | python -m tskd.try outputs/…
+python -m tskd.chat outputs/…                             # a prompt per line; an empty line ends
+echo "What is …?" | python -m tskd.chat outputs/…
 """
 
 import argparse
@@ -13,7 +13,7 @@ from tskd.results.dialogue import _converse
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tskd.try", description="Ask a run's target, before and after.")
+    parser = argparse.ArgumentParser(prog="python -m tskd.chat", description="Ask a run's target, before and after.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="the longest answer (as in the run)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")

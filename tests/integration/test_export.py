@@ -63,7 +63,7 @@ def merged(cwd):
 
 @pytest.fixture
 def try_here(cwd, monkeypatch, capsys):
-    """The same as ``python -m tskd.try`` in the run's folder, in this process."""
+    """The same as ``python -m tskd.chat`` in the run's folder, in this process."""
 
     def main(*arguments, typed, expect=0):
         monkeypatch.chdir(cwd)

@@ -1,8 +1,4 @@
-"""What a run will do, before it is given the time: no weights are loaded, and nothing is left on disk.
-
-python -m tskd.plan                                      # the overrides are those of tskd.run
-python -m tskd.plan -m threshold=0.5,1.0 target=llama3   # a plan for each job of a sweep
-"""
+"""Estimate what a run will read, write, hold in memory and find in the cache. Loads no weights."""
 
 import math
 from collections.abc import Mapping, Sequence

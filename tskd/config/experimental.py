@@ -74,17 +74,23 @@ FEATURES = (
         "hydra/launcher=gpus",
         "GPUs (on CPUs it has)",
         "tests/integration/test_gpus.py on two GPUs",
-        lambda settings: False,  # a launcher is no part of a job's configuration
+        lambda settings: settings["hydra/launcher"] == "gpus",
     ),
     Feature(
         "hydra/launcher=slurm",
         "several nodes, or GPUs (on one node with CPUs it has)",
         "tests/integration/test_slurm.py on a cluster",
-        lambda settings: False,
+        lambda settings: settings["hydra/launcher"] == "slurm",
     ),
 )
 
 
-def used(settings: Settings) -> list[str]:
-    """Return a line for each experimental feature that the resolved ``settings`` ask for."""
-    return [str(feature) for feature in FEATURES if feature.is_used(settings)]
+def used(settings: Settings, launcher: str = "basic") -> list[str]:
+    """Return a line for each experimental feature that a job uses.
+
+    Args:
+        settings: the resolved configuration of the job.
+        launcher: the option of ``hydra/launcher``, which is no part of that configuration.
+    """
+    asked = {**settings, "hydra/launcher": launcher}
+    return [str(feature) for feature in FEATURES if feature.is_used(asked)]

@@ -1,10 +1,4 @@
-"""All that is wrong with a configuration, at once and before hours are spent: no weights are loaded, nothing is left.
-
-python -m tskd.check                                      # the overrides are those of tskd.run
-python -m tskd.check -m threshold=0.5,1.0 target=llama3   # each job of a sweep
-
-A line for each problem; the exit code is 1 where there is one. Notes say what is right, but may not be expected.
-"""
+"""Find everything that is wrong with a configuration. Loads no weights, fetches nothing and leaves nothing on disk."""
 
 import os
 import shutil
@@ -50,7 +44,7 @@ class Findings:
         self.problems += [line for line in lines if line not in self.problems]
 
 
-def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
+def findings(cfg: Settings, place: Path = Path("outputs"), launcher: str = "basic") -> Findings:
     """Return what is wrong with the run of a resolved configuration, whose folder would be made in ``place``.
 
     A group that is not in ``cfg`` is known to be wrong.
@@ -63,7 +57,7 @@ def findings(cfg: Settings, place: Path = Path("outputs")) -> Findings:
         found.add(*made.errors)
         run, wrong = made.run, made.wrong
         _of_tracking(run, found)
-        found.notes += experimental.used(vars(run.settings))
+        found.notes += experimental.used(vars(run.settings), launcher)
         has_device = found.hold(lambda: run.trainer.device)
         here = {role for role in run.models if role not in wrong and _is_here(role, run, was_offline, found)}
         here = {role for role in here if found.hold(run.models[role].weights.check_loadable)}
@@ -94,7 +88,8 @@ def findings_of_job(cfg: DictConfig) -> Findings:
     try:
         settings = saved.resolved(cfg, is_whole=False)
         rest = {name: node for name, node in settings.items() if name not in groups}
-        found = findings(rest, place or Path("outputs"))
+        launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+        found = findings(rest, place or Path("outputs"), launcher)
     except TskdError as error:
         found.problems += map(str, error.args)
     found.problems[:0] = [f"`{key}` is missing; set it on the command line." for key in missing]

@@ -1,18 +1,7 @@
-"""EvalPlus's own numbers for a finished run: pass@1 on its MBPP and MBPP+ (Liu et al. 2023, arXiv 2305.01210).
+"""EvalPlus's MBPP on a finished run: write each model's code, have it graded, read the numbers.
 
-python -m tskd.evalplus outputs/…                           # writes the models' code, and says how to have it graded
-python -m tskd.evalplus outputs/… --allow-code-execution    # has it graded here too
-
-This is another test than the original MBPP of ``task=mbpp``: other problems, prompts and tests. Problems, sanitizing
-and grading are those of the package ``evalplus``; prompts, lengths and stops are those of its ``codegen`` (0.3.1),
-greedy and without examples; models and generation are tskd's. In the run's folder, where only its owner can read it:
-
-    evalplus/{base,teacher,target,iteration_2}.jsonl    each model's code, as ``evalplus.evaluate`` reads it
-    evalplus/…_eval_results.json                        what ``evalplus.evaluate`` has made of it
-    evalplus/result.json                                the numbers, which ``python -m tskd.report grid`` reads
-
-What is there is not made again. **Grading runs model-written code with your rights**: EvalPlus's guard is "NOT a
-security sandbox", by its own words, and ``tskd.tasks.sandbox.isolated_tests`` has no numpy, which its tests need.
+Problems, sanitizing and grading are those of the package ``evalplus`` (Liu et al. 2023, arXiv 2305.01210); prompts,
+lengths and stops are those of its ``codegen`` (0.3.1). The command ``tskd.evalplus`` describes use, files and risks.
 """
 
 import importlib.metadata

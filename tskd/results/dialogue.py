@@ -1,8 +1,4 @@
-"""Ask a run's target by hand, and see what it answers before and after the transfer.
-
-python -m tskd.try outputs/…                             # a prompt per line; an empty line ends
-echo "What is …?" | python -m tskd.try outputs/…
-"""
+"""A target before and after the transfer, side by side: one set of weights, the last adapter off and on."""
 
 import io
 import sys

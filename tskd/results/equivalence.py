@@ -1,8 +1,4 @@
-"""May the new model be shipped? What a finished run's held-out answers say about it, in plain words.
-
-python -m tskd.verdict outputs/tuneshift/DIR               # as good as the teacher, within 2 points?
-python -m tskd.verdict outputs/tuneshift/DIR --margin 1
-"""
+"""Judge a tuned target against another model on the same held-out questions, in plain words."""
 
 import contextlib
 import sys

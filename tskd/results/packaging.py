@@ -1,10 +1,4 @@
-"""Ship what a finished run made: the adapter, or the target with it merged in, and a card that says what it is.
-
-python -m tskd.export outputs/…            # the last iteration's adapter, in PEFT's format
-python -m tskd.export outputs/… --merged   # a whole model
-
-A card has settings, figures and names; prompts, responses and the paths of this machine stay here.
-"""
+"""Write what a finished run made into a folder of its own: the adapter, or the target with it merged in, and a card."""
 
 import json
 import re

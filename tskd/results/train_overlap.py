@@ -1,12 +1,8 @@
-"""Whether synthetic prompts and responses repeat given text word for word: what is made from data may leak it.
+"""Find what texts repeat of given text, word for word.
 
-python -m tskd.audit outputs/…                            # against its seeds, and private examples where there are some
-python -m tskd.audit outputs/… --private notes.jsonl      # against other private texts, in the format of seeds
-python -m tskd.audit outputs/… --examples 3               # and show so many of the longest repeats
-
-A text repeats another where they have so many words in a row in common, case and punctuation aside: 13 in GPT-3's check
-for contamination (Brown et al. 2020, arXiv 2005.14165, appendix C), and 8, which is ours and stricter. What is shorter
-is found only where it is the whole of both texts. Words in another form or order are not found.
+A text repeats another if they share a run of ``GRAMS`` words, ignoring case and punctuation: 13 as in the contamination
+check of GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C), and 8, which is ours and stricter. A shorter repeat
+counts only if both texts are equal. Words in another form or order are not found.
 """
 
 import re

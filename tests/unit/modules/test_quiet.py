@@ -1,4 +1,4 @@
-"""What libraries print in each pass stays silent, also after a caller has restored the warning filters."""
+"""Libraries stay silent in each pass, also after a caller has restored the warning filters."""
 
 import warnings
 
